@@ -222,7 +222,6 @@ class Op(ABC):
         raise VerifyError(f"llm.{self.name}: {message}")
 
 
-def softmax(x: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
-    """Softmax over the last axis, for references."""
-    e = np.exp(x - x.max(axis=-1, keepdims=True))
-    return np.asarray(e / e.sum(axis=-1, keepdims=True))
+def literal(value: float) -> str:
+    """A number as an MLIR float literal, exact for float32."""
+    return f"{float(value):.9e}"

@@ -20,6 +20,7 @@ from llmir.dialect_ext.base import (
     Op,
     Operand,
     everywhere,
+    literal,
 )
 from llmir.dialect_ext.types import TensorType, is_static
 
@@ -72,8 +73,8 @@ def _emit(call: Call, symbol: str) -> str:
 {call.signature(symbol)} {{
   %c0 = arith.constant 0 : index
   %zero = arith.constant 0.0 : f32
-  %eps = arith.constant {attrs_f32(call, "eps")} : f32
-  %d = arith.constant {float(d):e} : f32
+  %eps = arith.constant {literal(call.attrs["eps"])} : f32
+  %d = arith.constant {literal(d)} : f32
   %rows = tensor.dim %x, %c0 : {x}
   %empty = tensor.empty({dyn}) : {sums}
   %init = linalg.fill ins(%zero : f32) outs(%empty : {sums}) -> {sums}
@@ -104,7 +105,3 @@ def _emit(call: Call, symbol: str) -> str:
 }}
 """
 
-
-def attrs_f32(call: Call, name: str) -> str:
-    """A float attribute as an MLIR literal."""
-    return f"{float(call.attrs[name]):e}"

@@ -1,0 +1,160 @@
+"""The ops and the lowerings there are, and which lowering an op gets.
+
+llmir's own ops are the modules listed in `_OWN_OPS`, imported when first asked
+for.  A third-party package adds its own through the entry points `llmir.ops`
+(an Op class) and `llmir.providers` (a function that returns (op name, Lowering)
+pairs); nothing here needs an edit.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import import_module, metadata
+
+from llmir.dialect_ext.base import Call, Lowering, Op
+from llmir.errors import CompileError, OptionError, UnknownNameError
+from llmir.targets import Target
+
+_OWN_OPS = {
+    "append_kv": "AppendKv",
+    "embedding": "Embedding",
+    "linear": "Linear",
+    "paged_attention": "PagedAttention",
+    "quantized_matmul": "QuantizedMatmul",
+    "rms_norm": "RmsNorm",
+    "rope": "Rope",
+    "silu_mul": "SiluMul",
+}
+
+
+@dataclass(slots=True)
+class _Registry:
+    ops: dict[str, Op] = field(default_factory=dict)
+    lowerings: dict[str, list[Lowering]] = field(default_factory=dict)
+
+
+def register_op(op: Op) -> Op:
+    """Add an op.  Raises OptionError if its name is taken.  Returns `op`."""
+    _add_op(_registry(), op)
+    return op
+
+
+def register_lowering(op_name: str, lowering: Lowering) -> Lowering:
+    """Add a lowering for an op; it is tried before those already there.  Returns it."""
+    _add_lowering(_registry(), op_name, lowering)
+    return lowering
+
+
+def get_op(name: str) -> Op:
+    """The op of that name.  Raises UnknownNameError listing the names."""
+    ops = _registry().ops
+    if name not in ops:
+        raise UnknownNameError("op", name, ops)
+    return ops[name]
+
+
+def op_names() -> tuple[str, ...]:
+    """The names of all ops, sorted."""
+    return tuple(sorted(_registry().ops))
+
+
+def provider_names() -> tuple[str, ...]:
+    """The names of all providers of any op, sorted."""
+    found = {x.provider for xs in _registry().lowerings.values() for x in xs}
+    return tuple(sorted(found))
+
+
+def lowerings_of(op_name: str) -> tuple[Lowering, ...]:
+    """The lowerings of an op in the order in which they are tried by default."""
+    get_op(op_name)
+    return tuple(_registry().lowerings[op_name])
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Which lowering a call got, and why not those before it."""
+
+    lowering: Lowering
+    refused: tuple[str, ...] = ()
+
+
+def choose(call: Call, target: Target, priority: Mapping[str, Sequence[str]]) -> Choice:
+    """The first lowering that supports the call on the target.
+
+    Args:
+        priority: op name → provider names, tried in that order and no others.
+    Raises: CompileError with every provider's reason if none does.
+    """
+    candidates = lowerings_of(call.op.name)
+    if call.op.name in priority:
+        order = priority[call.op.name]
+        candidates = tuple(x for p in order for x in candidates if x.provider == p)
+    refused = []
+    for lowering in candidates:
+        reason = lowering.supports(call, target)
+        if reason is None:
+            return Choice(lowering, tuple(refused))
+        label = f"{lowering.provider}/{lowering.variant}".rstrip("/")
+        refused.append(f"{label}: {reason}")
+    types = ", ".join(str(t) for _, t in call.present)
+    raise CompileError(
+        f"no provider lowers llm.{call.op.name}({types}) for {target.name}: "
+        + ("; ".join(refused) or "none was allowed by the op priority")
+    )
+
+
+def parse_priority(items: Iterable[str] | Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    """Check an op priority, given as a mapping or as `op=provider,provider` strings.
+
+    Raises UnknownNameError for an op or provider that is not there.
+    """
+    if isinstance(items, Mapping):
+        pairs = [(op, list(names)) for op, names in items.items()]
+    else:
+        pairs = []
+        for item in items:
+            op, sep, names = item.partition("=")
+            if not sep or not names:
+                raise OptionError(f"op priority must look like op=provider,…; got {item!r}")
+            pairs.append((op.strip(), [n.strip() for n in names.split(",")]))
+    result = {}
+    for op, names in pairs:
+        providers = {x.provider for x in lowerings_of(op)}
+        for name in names:
+            if name not in providers:
+                raise UnknownNameError(f"provider of llm.{op}", name, providers)
+        result[op] = names
+    return result
+
+
+@functools.cache
+def _registry() -> _Registry:
+    registry = _Registry()
+    for name, cls in _OWN_OPS.items():
+        _add_op(registry, getattr(import_module(f"llmir.dialect_ext.{name}"), cls)())
+    for entry in metadata.entry_points(group="llmir.ops"):
+        _add_op(registry, entry.load()())
+    for entry in metadata.entry_points(group="llmir.providers"):
+        for op_name, lowering in entry.load()():
+            _add_lowering(registry, op_name, lowering)
+    return registry
+
+
+def _add_op(registry: _Registry, op: Op) -> None:
+    if op.name in registry.ops:
+        raise OptionError(f"an op named {op.name!r} is registered already")
+    registry.ops[op.name] = op
+    registry.lowerings[op.name] = list(op.lowerings)
+
+
+def _add_lowering(registry: _Registry, op_name: str, lowering: Lowering) -> None:
+    if op_name not in registry.ops:
+        raise UnknownNameError("op", op_name, registry.ops)
+    taken = {(x.provider, x.variant) for x in registry.lowerings[op_name]}
+    if (lowering.provider, lowering.variant) in taken:
+        raise OptionError(
+            f"llm.{op_name} has a lowering {lowering.provider}/{lowering.variant} already"
+        )
+    registry.lowerings[op_name].insert(0, lowering)

@@ -1,0 +1,89 @@
+"""Every registered op as `torch.ops.llm.<name>`: schema, eager kernel, fake kernel.
+
+The eager kernel is the op's numpy reference, the fake kernel its shape rule.
+All ops are functional (a mutating one does not survive torch.export).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from llmir.dialect_ext.base import AttrValue, Op
+from llmir.dialect_ext.registry import get_op, op_names
+from llmir.dialect_ext.types import TensorType
+
+_TO_NAME = {
+    torch.float32: "f32",
+    torch.float16: "f16",
+    torch.bfloat16: "bf16",
+    torch.int8: "i8",
+    torch.int32: "i32",
+    torch.int64: "i64",
+}
+TORCH_DTYPES = {name: dtype for dtype, name in _TO_NAME.items()}
+_SCHEMA_KINDS = {int: "int", float: "float", bool: "bool"}
+
+
+@functools.cache
+def register_all() -> torch.library.Library:
+    """Define `torch.ops.llm.*`; call before a model is traced or run eagerly.
+
+    The library object is kept by the cache: its ops live as long as it does.
+    """
+    library = torch.library.Library("llm", "DEF")
+    for name in op_names():
+        op = get_op(name)
+        library.define(_schema(op))
+        library.impl(name, _eager(op), "CompositeExplicitAutograd")
+        torch.library.register_fake(f"llm::{name}", _fake(op), lib=library)
+    return library
+
+
+def _schema(op: Op) -> str:
+    args = [f"Tensor{'?' if o.optional else ''} {o.name}" for o in op.operands]
+    args += [f"{_SCHEMA_KINDS[a.kind]} {a.name}" for a in op.attributes]
+    results = "Tensor" if op.num_results == 1 else f"({', '.join(['Tensor'] * op.num_results)})"
+    return f"{op.name}({', '.join(args)}) -> {results}"
+
+
+def _split(op: Op, args: tuple[Any, ...]) -> tuple[list[Any], dict[str, AttrValue]]:
+    n = len(op.operands)
+    attrs = {a.name: a.kind(v) for a, v in zip(op.attributes, args[n:], strict=True)}
+    return list(args[:n]), attrs
+
+
+def _types(tensors: list[Any]) -> list[TensorType | None]:
+    return [None if t is None else TensorType(tuple(t.shape), _TO_NAME[t.dtype]) for t in tensors]
+
+
+def _eager(op: Op) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        tensors, attrs = _split(op, args)
+        call = op.verify(_types(tensors), attrs)
+        arrays = [None if t is None else _to_numpy(t) for t in tensors]
+        result = np.ascontiguousarray(op.reference(*arrays, **attrs))
+        return torch.from_numpy(result).to(TORCH_DTYPES[call.results[0].dtype])
+
+    return run
+
+
+def _to_numpy(tensor: torch.Tensor) -> Any:
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _fake(op: Op) -> Callable[..., Any]:
+    def run(*args: Any) -> Any:
+        tensors, attrs = _split(op, args)
+        call = op.verify(_types(tensors), attrs)
+        like = next(t for t in tensors if t is not None)
+        (result,) = (
+            like.new_empty(r.shape, dtype=TORCH_DTYPES[r.dtype]) for r in call.results
+        )
+        return result
+
+    return run
