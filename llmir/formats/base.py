@@ -17,11 +17,15 @@ nibble, as ggml's Q4_0 does.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from llmir.errors import CorruptModelError
+from llmir.formats.packing import chunks, unpack
 
 U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
@@ -69,16 +73,18 @@ class GroupQuantized:
 
     def dequantize(self) -> F32:
         """float32 [N, K]: the formula at the top of this module."""
-        lay = self.layout
-        if lay.bits == 4:
-            packed = self.quants.view(np.uint8)
-            q = np.concatenate([packed & 15, packed >> 4], axis=-1).astype(np.float32)
-        else:
-            q = self.quants.astype(np.float32)
-        w = (q - np.float32(lay.zero_point)) * self.scales[:, :, None]
-        if self.mins is not None:
-            w = w + self.mins[:, :, None]
-        return w.reshape(self.shape)
+        lay, (num_rows, num_groups) = self.layout, self.scales.shape
+        out = np.empty((num_rows, num_groups, lay.group_size), np.float32)
+        # Scales of a corrupt file may be inf or NaN; the weights then are too, without a warning.
+        with np.errstate(invalid="ignore", over="ignore"):
+            for rows in chunks(num_rows, num_groups * lay.group_size):
+                q = self.quants[rows]
+                values = unpack(q.view(np.uint8)) if lay.bits == 4 else q
+                np.subtract(values, np.float32(lay.zero_point), out=out[rows], dtype=np.float32)
+                out[rows] *= self.scales[rows, :, None]
+                if self.mins is not None:
+                    out[rows] += self.mins[rows, :, None]
+        return out.reshape(self.shape)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,6 +113,19 @@ class Format:
     def is_float(self) -> bool:
         return self.to_groups is None
 
+    def num_bytes(self, shape: tuple[int, ...], tensor: str) -> int:
+        """Bytes that a tensor of this shape takes; blocks run along the last dim.
+
+        Raises CorruptModelError, which names `tensor`, where a row is not whole blocks.
+        """
+        k = shape[-1] if shape else 1
+        if k % self.block_size:
+            raise CorruptModelError(
+                f"tensor {tensor!r}: {self.name} stores rows in blocks of {self.block_size} "
+                f"elements, but its rows have {k}; the file is damaged or was written wrongly"
+            )
+        return math.prod(shape) // self.block_size * self.block_bytes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weight:
@@ -124,16 +143,29 @@ class Weight:
     raw: U8
 
     def blocks(self) -> U8:
-        """`raw` as uint8 [N…, K/block_size, block_bytes]."""
-        *rows, k = self.shape
+        """`raw` as uint8 [N…, K/block_size, block_bytes], a view.
+
+        Raises CorruptModelError where `raw` is not the size that shape and format need.
+        """
+        need = self.format.num_bytes(self.shape, self.name)
+        if self.raw.size != need:
+            raise CorruptModelError(
+                f"tensor {self.name!r}: shape {list(self.shape)} in {self.format.name} takes "
+                f"{need} bytes, but the file has {self.raw.size}; the file is damaged or truncated"
+            )
+        *rows, k = self.shape or (1,)
         return self.raw.reshape(*rows, k // self.format.block_size, self.format.block_bytes)
 
     def dequantize(self) -> F32:
-        """The whole tensor as float32 in its logical shape."""
-        flat = self.raw.reshape(-1, self.format.block_bytes)
+        """The whole tensor as a new float32 array in its logical shape.
+
+        Raises CorruptModelError as `blocks` does.
+        """
+        flat = self.blocks().reshape(-1, self.format.block_bytes)
         return self.format.dequantize(flat).reshape(self.shape)
 
     def take_rows(self, order: NDArray[np.intp]) -> Weight:
         """A copy with rows (dim 0) in another order; blocks never cross rows."""
         raw = self.raw.reshape(self.shape[0], -1)[order]
-        return Weight(name=self.name, shape=(len(order), *self.shape[1:]), format=self.format, raw=raw)
+        shape = (len(order), *self.shape[1:])
+        return Weight(name=self.name, shape=shape, format=self.format, raw=raw)
