@@ -1,11 +1,12 @@
-"""llm.embedding: rows of a table, by index; dequantised if the table is quantised.
+"""llm.embedding and llm.quantized_embedding: rows of a table, by index.
 
-    y[t, :] = table[ids[t], :]                                          float table
-    y[t, k] = (quants[ids[t], k] - zero_point) * scales[ids[t], k / g] + mins[…]
+    y[t, :] = table[ids[t], :]                                                 embedding
+    y[t, k] = (quants[ids[t], k] - zero_point) * scales[ids[t], k / g] + mins[ids[t], k / g]
 
-Shape legend: T rows wanted, V rows of the table, K features, G groups of g.
-A quantised table has the layout of `llm.quantized_matmul`, so that a tied
-embedding is stored once.  The ids must be in [0, V): the engine checks tokens.
+Shape legend: T rows wanted, V rows of the table, K features, G groups of g
+elements, B bytes a group.  A quantised table has the layout of
+`llm.quantized_matmul`, so that a tied embedding is stored once.  The ids must
+be in [0, V): the engine checks tokens.
 """
 
 from __future__ import annotations
@@ -23,23 +24,58 @@ from llmir.dialect_ext.base import (
     Op,
     Operand,
     everywhere,
+    literal,
 )
 from llmir.dialect_ext.types import TensorType, is_static
+from llmir.formats.base import GroupQuantized, QuantLayout
 
 
 class Embedding(Op):
-    """ids i32[T], table f32|f16|bf16[V, K] → f32[T, K].
-
-    For a quantised table: table i8[V, G*group_bytes], scales f32[V, G], mins f32[V, G]
-    optional, and bits, group_size, zero_point as QuantLayout has them.  A float
-    table has bits = group_size = zero_point = 0 and no scales.
-    """
+    """ids i32[T], table f32|f16|bf16[V, K] → f32[T, K]."""
 
     name = "embedding"
     operands = (
         Operand(name="ids", dims=("T",), dtypes=("i32",)),
-        Operand(name="table", dims=("V", "_width"), dtypes=("f32", "f16", "bf16", "i8")),
-        Operand(name="scales", dims=("V", "G"), dtypes=("f32",), optional=True),
+        Operand(name="table", dims=("V", "K"), dtypes=("f32", "f16", "bf16")),
+    )
+
+    def check(
+        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
+    ) -> None:
+        table = operands[1]
+        assert table is not None
+        self.expect(is_static(table.shape[1]), f"K must be static, got table {table}")
+
+    def result_types(
+        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
+    ) -> tuple[TensorType, ...]:
+        ids, table = operands
+        assert ids is not None
+        assert table is not None
+        return (TensorType((ids.shape[0], table.shape[1]), "f32"),)
+
+    def reference(self, *operands: Array | None, **attrs: AttrValue) -> Array:
+        ids, table = operands
+        assert ids is not None
+        assert table is not None
+        return table[ids].astype(np.float32)
+
+    @property
+    def lowerings(self) -> tuple[Lowering, ...]:
+        return (Lowering(provider="portable", supports=everywhere, emit=_emit_float),)
+
+
+class QuantizedEmbedding(Op):
+    """ids i32[T], quants i8[V, G, B], scales f32[V, G], mins f32[V, G]? → f32[T, K].
+
+    bits (4 or 8), group_size and zero_point as in formats.QuantLayout.
+    """
+
+    name = "quantized_embedding"
+    operands = (
+        Operand(name="ids", dims=("T",), dtypes=("i32",)),
+        Operand(name="quants", dims=("V", "G", "B"), dtypes=("i8",)),
+        Operand(name="scales", dims=("V", "G"), dtypes=("f32",)),
         Operand(name="mins", dims=("V", "G"), dtypes=("f32",), optional=True),
     )
     attributes = (
@@ -51,61 +87,64 @@ class Embedding(Op):
     def check(
         self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
     ) -> None:
-        _, table, scales, mins = operands
-        assert table is not None
-        self.expect(is_static(table.shape[1]), f"the table's width must be static, got {table}")
-        if table.dtype != "i8":
-            self.expect(scales is None and mins is None, "a float table takes no scales or mins")
-            self.expect(attrs["bits"] == 0, f"bits must be 0 for a float table: {attrs['bits']}")
-            return
+        quants = operands[1]
+        assert quants is not None
+        self.expect(all(map(is_static, quants.shape)), f"quants must be static, got {quants}")
         self.expect(attrs["bits"] in (4, 8), f"bits must be 4 or 8, got {attrs['bits']}")
-        self.expect(attrs["group_size"] > 0, f"group_size must be > 0: {attrs['group_size']}")
-        if scales is None:
-            self.fail("a quantised table needs operand 'scales' [V, G]")
-            return
-        width = scales.shape[1] * int(attrs["group_size"]) * int(attrs["bits"]) // 8
+        expected = attrs["group_size"] * attrs["bits"] // 8
         self.expect(
-            width == table.shape[1],
-            f"table {table} does not have the {width} bytes a row that scales {scales} and "
-            f"{attrs['bits']} bits in groups of {attrs['group_size']} ask for",
+            quants.shape[2] == expected,
+            f"quants {quants} have {quants.shape[2]} bytes a group; groups of "
+            f"{attrs['group_size']} at {attrs['bits']} bits have {expected}",
         )
 
     def result_types(
         self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
     ) -> tuple[TensorType, ...]:
-        ids, table, scales, _ = operands
+        ids, quants = operands[:2]
         assert ids is not None
-        assert table is not None
-        width = table.shape[1]
-        if scales is not None:
-            width = scales.shape[1] * int(attrs["group_size"])
-        return (TensorType((ids.shape[0], width), "f32"),)
+        assert quants is not None
+        return (TensorType((ids.shape[0], quants.shape[1] * int(attrs["group_size"])), "f32"),)
 
     def reference(self, *operands: Array | None, **attrs: AttrValue) -> Array:
-        ids, table, scales, mins = operands
+        ids, quants, scales, mins = operands
         assert ids is not None
-        assert table is not None
-        rows = table[ids]
-        if scales is None:
-            return rows.astype(np.float32)
-        rows = rows.reshape(len(ids), scales.shape[1], -1)
-        if attrs["bits"] == 4:
-            bytes_ = rows.view(np.uint8)
-            rows = np.concatenate([bytes_ & 15, bytes_ >> 4], axis=-1)
-        y = (rows.astype(np.float32) - np.float32(attrs["zero_point"])) * scales[ids][:, :, None]
-        if mins is not None:
-            y = y + mins[ids][:, :, None]
-        return y.reshape(len(ids), -1)
+        assert quants is not None
+        assert scales is not None
+        layout = QuantLayout(
+            bits=int(attrs["bits"]),
+            group_size=int(attrs["group_size"]),
+            zero_point=int(attrs["zero_point"]),
+            has_mins=mins is not None,
+        )
+        rows = GroupQuantized(
+            layout=layout,
+            quants=quants[ids],
+            scales=scales[ids],
+            mins=None if mins is None else mins[ids],
+        )
+        return rows.dequantize()
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
-        return (Lowering(provider="portable", supports=everywhere, emit=_emit),)
+        return (Lowering(provider="portable", supports=everywhere, emit=_emit_quantized),)
 
 
-def _emit(call: Call, symbol: str) -> str:
+def _emit_float(call: Call, symbol: str) -> str:
+    table = call.type_of("table")
+    read = f"tensor.extract %table[%row, %k] : {table}"
+    if table.dtype == "f32":
+        return _gather(call, symbol, f"    %r = {read}")
+    return _gather(call, symbol, f"    %v = {read}\n    %r = arith.extf %v : {table.dtype} to f32")
+
+
+def _emit_quantized(call: Call, symbol: str) -> str:
+    return _gather(call, symbol, _quantized_body(call))
+
+
+def _gather(call: Call, symbol: str, body: str) -> str:
     """An all-parallel generic that reads by tensor.extract: it compiles on every target."""
-    ids, table, y = call.type_of("ids"), call.type_of("table"), call.results[0]
-    body = _quantized_body(call) if table.dtype == "i8" else _float_body(table)
+    ids, y = call.type_of("ids"), call.results[0]
     dyn = "" if is_static(y.shape[0]) else "%t_size"
     return f"""
 {call.signature(symbol)} {{
@@ -127,31 +166,25 @@ def _emit(call: Call, symbol: str) -> str:
 """
 
 
-def _float_body(table: TensorType) -> str:
-    read = f"tensor.extract %table[%row, %k] : {table}"
-    if table.dtype == "f32":
-        return f"    %r = {read}"
-    return f"    %v = {read}\n    %r = arith.extf %v : {table.dtype} to f32"
-
-
 def _quantized_body(call: Call) -> str:
     g, bits = int(call.attrs["group_size"]), int(call.attrs["bits"])
-    scales = call.type_of("scales")
-    lines = [f"%g = arith.constant {g} : index", "%group = arith.divui %k, %g : index"]
+    quants, scales = call.type_of("quants"), call.type_of("scales")
+    lines = [
+        f"%g = arith.constant {g} : index",
+        "%group = arith.divui %k, %g : index",
+        "%in = arith.remui %k, %g : index",
+    ]
     if bits == 8:
         lines += [
-            f"%byte = tensor.extract %table[%row, %k] : {call.type_of('table')}",
+            f"%byte = tensor.extract %quants[%row, %group, %in] : {quants}",
             "%q = arith.sitofp %byte : i8 to f32",
         ]
     else:
         lines += [
             f"%half = arith.constant {g // 2} : index",
-            "%in = arith.remui %k, %g : index",
             "%j = arith.remui %in, %half : index",
             "%high = arith.divui %in, %half : index",
-            "%base = arith.muli %group, %half : index",
-            "%col = arith.addi %base, %j : index",
-            f"%byte = tensor.extract %table[%row, %col] : {call.type_of('table')}",
+            f"%byte = tensor.extract %quants[%row, %group, %j] : {quants}",
             "%wide = arith.extui %byte : i8 to i32",
             "%c4 = arith.constant 4 : i32",
             "%c15 = arith.constant 15 : i32",
@@ -162,7 +195,7 @@ def _quantized_body(call: Call) -> str:
             "%q = arith.uitofp %nibble : i32 to f32",
         ]
     lines += [
-        f"%zp = arith.constant {int(call.attrs['zero_point'])}.0 : f32",
+        f"%zp = arith.constant {literal(call.attrs['zero_point'])} : f32",
         "%centred = arith.subf %q, %zp : f32",
         f"%scale = tensor.extract %scales[%row, %group] : {scales}",
     ]

@@ -17,16 +17,17 @@ from llmir.dialect_ext.base import Call, Lowering, Op
 from llmir.errors import CompileError, OptionError, UnknownNameError
 from llmir.targets import Target
 
-_OWN_OPS = {
-    "append_kv": "AppendKv",
-    "embedding": "Embedding",
-    "linear": "Linear",
-    "paged_attention": "PagedAttention",
-    "quantized_matmul": "QuantizedMatmul",
-    "rms_norm": "RmsNorm",
-    "rope": "Rope",
-    "silu_mul": "SiluMul",
-}
+_OWN_OPS = (
+    "append_kv:AppendKv",
+    "embedding:Embedding",
+    "embedding:QuantizedEmbedding",
+    "linear:Linear",
+    "paged_attention:PagedAttention",
+    "quantized_matmul:QuantizedMatmul",
+    "rms_norm:RmsNorm",
+    "rope:Rope",
+    "silu_mul:SiluMul",
+)
 
 
 @dataclass(slots=True)
@@ -132,8 +133,9 @@ def parse_priority(items: Iterable[str] | Mapping[str, Sequence[str]]) -> dict[s
 @functools.cache
 def _registry() -> _Registry:
     registry = _Registry()
-    for name, cls in _OWN_OPS.items():
-        _add_op(registry, getattr(import_module(f"llmir.dialect_ext.{name}"), cls)())
+    for entry_point in _OWN_OPS:
+        module, cls = entry_point.split(":")
+        _add_op(registry, getattr(import_module(f"llmir.dialect_ext.{module}"), cls)())
     for entry in metadata.entry_points(group="llmir.ops"):
         _add_op(registry, entry.load()())
     for entry in metadata.entry_points(group="llmir.providers"):

@@ -1,0 +1,144 @@
+"""Reading and writing llm ops in an MLIR module.
+
+An llm op is an operation of the unregistered dialect `llm`; MLIR neither
+verifies, removes nor merges it, so the passes here do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from iree.compiler import ir, passmanager
+
+from llmir.dialect_ext.base import Attribute, AttrValue, Call, Op
+from llmir.dialect_ext.registry import get_op
+from llmir.dialect_ext.types import TensorType
+from llmir.errors import CompileError, VerifyError
+
+_SEGMENTS = "operandSegmentSizes"
+
+
+def parse_module(text: str, context: ir.Context | None = None) -> ir.Module:
+    """Parse MLIR text that may hold llm ops.
+
+    Raises CompileError with MLIR's own diagnostics if it is not valid.
+    """
+    context = context or ir.Context()
+    context.allow_unregistered_dialects = True
+    try:
+        return ir.Module.parse(text, context)
+    except ir.MLIRError as error:
+        raise CompileError(f"not valid MLIR: {error}") from error
+
+
+def walk(operation: ir.Operation) -> Iterator[ir.Operation]:
+    """Every operation below `operation`, parents first, in program order.
+
+    Children are listed before they are visited: an operation may be erased once
+    it has been yielded.
+    """
+    for region in operation.regions:
+        for block in region:
+            for child in list(block):
+                yield child.operation
+                yield from walk(child.operation)
+
+
+def llm_ops(module: ir.Module) -> list[ir.Operation]:
+    """Every llm op of a module, in program order."""
+    return [op for op in walk(module.operation) if op.name.startswith("llm.")]
+
+
+def call_of(operation: ir.Operation) -> Call:
+    """The verified Call that an llm op in the IR stands for.  Raises VerifyError."""
+    name = operation.name.removeprefix("llm.")
+    op = get_op(name)
+    attrs = {
+        a.name: _attr_value(op, a.name, a.attr)
+        for a in (operation.attributes[i] for i in range(len(operation.attributes)))
+        if a.name != _SEGMENTS and not a.name.startswith("llm.")
+    }
+    call = op.verify(_operand_types(op, operation), attrs)
+    found = tuple(_tensor_type(op, "result", r.type) for r in operation.results)
+    if found != call.results:
+        op.fail(
+            f"result must be {', '.join(map(str, call.results))}, got {', '.join(map(str, found))}"
+        )
+    return call
+
+
+def _operand_types(op: Op, operation: ir.Operation) -> list[TensorType | None]:
+    found = list(operation.operands)
+    if not op.has_optional:
+        if len(found) != len(op.operands):
+            op.fail(f"expected {len(op.operands)} operands, got {len(found)}")
+        present = [True] * len(op.operands)
+    else:
+        if _SEGMENTS not in operation.attributes:
+            op.fail(f"attribute {_SEGMENTS!r} is missing; the op has optional operands")
+        sizes = list(ir.DenseI32ArrayAttr(operation.attributes[_SEGMENTS]))
+        if len(sizes) != len(op.operands) or sum(sizes) != len(found):
+            op.fail(f"{_SEGMENTS} {sizes} does not fit {len(found)} operands")
+        present = [bool(s) for s in sizes]
+    values = iter(found)
+    return [
+        _tensor_type(op, f"operand {spec.name!r}", next(values).type) if there else None
+        for spec, there in zip(op.operands, present, strict=True)
+    ]
+
+
+def _tensor_type(op: Op, what: str, mlir_type: ir.Type) -> TensorType:
+    parsed = TensorType.parse(str(mlir_type))
+    if parsed is None:
+        raise VerifyError(f"llm.{op.name}: {what} must be a ranked tensor, got {mlir_type}")
+    return parsed
+
+
+def _attr_value(op: Op, name: str, attribute: ir.Attribute) -> AttrValue:
+    if isinstance(attribute, ir.BoolAttr):
+        return bool(attribute.value)
+    if isinstance(attribute, ir.IntegerAttr):
+        return int(attribute.value)
+    if isinstance(attribute, ir.FloatAttr):
+        return float(attribute.value)
+    raise VerifyError(f"llm.{op.name}: attribute {name!r} is {attribute}, not a number or bool")
+
+
+def create_llm_op(
+    op: Op, operands: Sequence[ir.Value | None], attrs: dict[str, AttrValue]
+) -> ir.Operation:
+    """Build `"llm.<name>"` at the current insertion point; verifies it first."""
+    types = [
+        None if v is None else _tensor_type(op, f"operand {spec.name!r}", v.type)
+        for spec, v in zip(op.operands, operands, strict=True)
+    ]
+    call = op.verify(types, attrs)
+    mlir_attrs = {a.name: _mlir_attr(a, attrs[a.name]) for a in op.attributes}
+    if op.has_optional:
+        mlir_attrs[_SEGMENTS] = ir.DenseI32ArrayAttr.get([int(v is not None) for v in operands])
+    return ir.Operation.create(
+        f"llm.{op.name}",
+        results=[ir.Type.parse(str(t)) for t in call.results],
+        operands=[v for v in operands if v is not None],
+        attributes=mlir_attrs,
+    )
+
+
+def _mlir_attr(spec: Attribute, value: AttrValue) -> ir.Attribute:
+    if spec.kind is bool:
+        return ir.BoolAttr.get(bool(value))
+    if spec.kind is int:
+        return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), int(value))
+    return ir.FloatAttr.get(ir.F64Type.get(), float(value))
+
+
+def run_mlir_pipeline(module: ir.Module, pipeline: str) -> None:
+    """Run a pipeline of MLIR's or IREE's own passes, given as text.
+
+    Raises CompileError with the diagnostics.
+    """
+    with module.context:
+        try:
+            passmanager.PassManager.parse(pipeline).run(module.operation)
+        except ir.MLIRError as error:
+            raise CompileError(f"pipeline {pipeline} failed: {error}") from error

@@ -1,0 +1,83 @@
+"""lower-llm: every llm op becomes a call of its lowering's function, inlined.
+
+Calls that are the same in every static respect share one emitted function, so
+a model of thirty equal layers emits each lowering once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from iree.compiler import ir
+
+from llmir.dialect_ext.base import Call, Lowering
+from llmir.dialect_ext.registry import lowerings_of
+from llmir.errors import CompileError
+from llmir.passes.base import Pass
+from llmir.passes.ir import call_of, llm_ops, parse_module, run_mlir_pipeline
+
+
+@dataclass(frozen=True, slots=True)
+class LowerLlm(Pass):
+    """Follows what select-providers noted; an op without a note is an error."""
+
+    name: ClassVar[str] = "lower-llm"
+
+    def run(self, module: ir.Module) -> None:
+        symbols: dict[str, str] = {}
+        with module.context, ir.Location.unknown():
+            for operation in llm_ops(module):
+                call = call_of(operation)
+                lowering = _noted_lowering(operation, call)
+                key = f"{call.op.name} {operation.attributes} {list(map(str, call.operands))}"
+                if key not in symbols:
+                    symbols[key] = f"llm_{call.op.name}_{len(symbols)}"
+                    _define(module, lowering.emit(call, symbols[key]), symbols[key])
+                _replace_by_call(operation, symbols[key])
+        run_mlir_pipeline(module, "builtin.module(inline, symbol-dce)")
+
+
+def _noted_lowering(operation: ir.Operation, call: Call) -> Lowering:
+    if "llm.provider" not in operation.attributes:
+        raise CompileError(f"llm.{call.op.name} has no provider; run select-providers first")
+    provider = _text(operation, "llm.provider")
+    variant = _text(operation, "llm.variant")
+    for lowering in lowerings_of(call.op.name):
+        if (lowering.provider, lowering.variant) == (provider, variant):
+            return lowering
+    raise CompileError(f"llm.{call.op.name} has no lowering {provider}/{variant}")
+
+
+def _text(operation: ir.Operation, name: str) -> str:
+    if name not in operation.attributes:
+        return ""
+    return ir.StringAttr(operation.attributes[name]).value
+
+
+def _define(module: ir.Module, text: str, symbol: str) -> None:
+    """Add the functions of `text` to the module."""
+    try:
+        emitted = parse_module(text, module.context)
+    except CompileError as error:
+        raise CompileError(f"the lowering of {symbol} emits invalid MLIR: {error}\n{text}") from error
+    for operation in _top_level(emitted):
+        module.body.append(operation.operation.clone())
+
+
+def _top_level(module: ir.Module) -> Sequence[ir.OpView]:
+    return list(module.body.operations)
+
+
+def _replace_by_call(operation: ir.Operation, symbol: str) -> None:
+    with ir.InsertionPoint(operation):
+        call = ir.Operation.create(
+            "func.call",
+            results=[r.type for r in operation.results],
+            operands=list(operation.operands),
+            attributes={"callee": ir.FlatSymbolRefAttr.get(symbol)},
+        )
+    for old, new in zip(operation.results, call.results, strict=True):
+        old.replace_all_uses_with(new)
+    operation.erase()
