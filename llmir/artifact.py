@@ -1,0 +1,340 @@
+"""The artifact: a directory that holds all that serving needs to know of a model.
+
+    manifest.json          this module's `Manifest`; written last
+    model.<target>.vmfb    one module per target
+    weights.<layout>.irpa  one parameter archive per weight layout
+    tokenizer.json, tokenizer_config.json, generation_config.json, config.json
+
+An artifact is written under a temporary name beside its place and renamed when
+it is whole, so that a killed or failed compile leaves nothing that loads.  The
+two towers of llmir meet here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmir.config import ModelSpec
+from llmir.digests import DigestMemo, sha256_of
+from llmir.errors import (
+    ArtifactCorruptError,
+    ArtifactNotFoundError,
+    ArtifactVersionError,
+    OptionError,
+    UnknownNameError,
+)
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_PID = ".pid"  # in a directory being written: whose it is
+VERIFY_WEIGHTS = ("first", "always", "never")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KvLayout:
+    """How the KV cache lies in memory.
+
+    One tensor per layer, [pages, 2, num_kv_heads, page_size, head_dim]; index 0
+    of dim 1 is K, 1 is V.  Layers of one group share page tables and have as
+    many pages.
+
+    group_windows:    sliding window of each group in tokens, None for full attention
+    group_of_layer:   index of each layer's group
+    """
+
+    dtype: str
+    page_size: int
+    num_kv_heads: int
+    head_dim: int
+    group_windows: tuple[int | None, ...]
+    group_of_layer: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What the modules were compiled for; the engine keeps to it."""
+
+    max_model_len: int
+    max_num_batched_tokens: int
+    max_num_seqs: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProviderUse:
+    """How often an op was lowered by one provider in a module, and what was refused first."""
+
+    op: str
+    provider: str
+    variant: str
+    count: int
+    refused: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModuleEntry:
+    """One compiled module.
+
+    target:        the canonical target name
+    file:          the .vmfb
+    weights:       the .irpa that it reads
+    flags:         what iree-compile was called with
+    driver:        the IREE HAL driver that runs it
+    cpu:           CPU targets: what `host` meant, LLVM's name of the CPU
+    cpu_arch:      CPU targets: "x86_64" or "aarch64"
+    cpu_features:  CPU targets: LLVM's feature names that the code may use
+    entry_points:  exported functions
+    """
+
+    target: str
+    file: str
+    weights: str
+    flags: tuple[str, ...]
+    driver: str
+    entry_points: tuple[str, ...]
+    providers: tuple[ProviderUse, ...]
+    cpu: str = ""
+    cpu_arch: str = ""
+    cpu_features: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredTensor:
+    """How a tensor of the model is stored: its format in the source, and here."""
+
+    name: str
+    shape: tuple[int, ...]
+    source_format: str
+    stored_as: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FileEntry:
+    """Size and checksum of one file of the artifact."""
+
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepArgument:
+    """One argument of `step`: name, dtype, dims (a number, or the name of a dynamic size)."""
+
+    name: str
+    dtype: str
+    dims: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """Everything that manifest.json says."""
+
+    llmir_version: str
+    cache_key: str
+    source: str
+    created: str
+    model: ModelSpec
+    options: Mapping[str, Any]
+    kv: KvLayout
+    limits: Limits
+    arguments: tuple[StepArgument, ...]
+    modules: tuple[ModuleEntry, ...]
+    tensors: tuple[StoredTensor, ...]
+    tools: Mapping[str, str]
+    compile_seconds: Mapping[str, float]
+    files: Mapping[str, FileEntry] = field(default_factory=dict)
+    format_version: int = FORMAT_VERSION
+
+    def module_for(self, target: str) -> ModuleEntry:
+        """The module of a target.  Raises UnknownNameError listing those there are."""
+        for entry in self.modules:
+            if entry.target == target:
+                return entry
+        raise UnknownNameError("target in this artifact", target, (m.target for m in self.modules))
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An artifact on disk: its directory and its manifest, verified."""
+
+    path: Path
+    manifest: Manifest
+
+    def file(self, name: str) -> Path:
+        """Path of one of its files."""
+        return self.path / name
+
+    @property
+    def num_weight_bytes(self) -> int:
+        """Bytes of all weight archives."""
+        return sum(e.num_bytes for n, e in self.manifest.files.items() if n.endswith(".irpa"))
+
+
+def load(path: str | Path, *, verify_weights: str = "first", memo: DigestMemo | None = None
+         ) -> Artifact:
+    """Open an artifact and check its files against the manifest.
+
+    Modules and tokenizer files are hashed at every load; the weights as
+    `verify_weights` says: "first" hashes them once per machine and remembers the
+    result by size, mtime_ns and inode in the cache directory, "always", "never".
+
+    Raises: ArtifactNotFoundError, ArtifactVersionError, ArtifactCorruptError,
+    OptionError for another `verify_weights`.
+    """
+    if verify_weights not in VERIFY_WEIGHTS:
+        raise OptionError(
+            f"verify_weights must be one of {', '.join(VERIFY_WEIGHTS)}; got {verify_weights!r}"
+        )
+    root = Path(path)
+    manifest = _read_manifest(root)
+    for name, entry in manifest.files.items():
+        _check_file(root, name, entry, verify_weights, memo or DigestMemo.default())
+    return Artifact(root, manifest)
+
+
+def is_artifact(path: str | Path) -> bool:
+    """Whether `path` is a directory with a manifest."""
+    return (Path(path) / MANIFEST).is_file()
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[Path]:
+    """A temporary directory that becomes `path` when the block ends without an error.
+
+    An artifact that stands there is replaced; anything else at `path` is refused
+    with OptionError before work begins.  On an error, and at the next call after
+    a kill, the temporary directory is removed.
+    """
+    final = Path(path)
+    if final.exists() and not is_artifact(final) and (not final.is_dir() or any(final.iterdir())):
+        raise OptionError(f"{final} exists and is not an llmir artifact; choose another output")
+    final.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(final)
+    temporary = Path(tempfile.mkdtemp(prefix=_prefix(final), dir=final.parent))
+    (temporary / _PID).write_text(str(os.getpid()))
+    try:
+        yield temporary
+        (temporary / _PID).unlink()
+        _sync(temporary)
+        _replace(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
+    """Hash every file in `directory`, write manifest.json last; returns it with `files` set."""
+    files = {
+        p.name: FileEntry(num_bytes=p.stat().st_size, sha256=sha256_of(p))
+        for p in sorted(directory.iterdir())
+        if p.name not in (MANIFEST, _PID)
+    }
+    manifest = dataclasses.replace(manifest, files=files)
+    text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
+    (directory / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return manifest
+
+
+def _read_manifest(root: Path) -> Manifest:
+    if not is_artifact(root):
+        what = "is not a directory" if not root.is_dir() else f"holds no {MANIFEST}"
+        raise ArtifactNotFoundError(f"no artifact at {root}: it {what}; make one: llmir compile")
+    try:
+        data = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+        version = int(data["format_version"])
+        if version > FORMAT_VERSION:
+            raise ArtifactVersionError(
+                f"{root} has format version {version}; this llmir reads up to {FORMAT_VERSION}: "
+                "upgrade llmir, or compile the model again"
+            )
+        return _manifest_from_json(data)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ArtifactCorruptError(
+            f"{root / MANIFEST} is not a valid manifest ({error}); compile the model again"
+        ) from error
+
+
+def _manifest_from_json(data: dict[str, Any]) -> Manifest:
+    def module(entry: dict[str, Any]) -> ModuleEntry:
+        providers = tuple(ProviderUse(**p) for p in entry.pop("providers"))
+        return ModuleEntry(providers=providers, **_tuples(entry))
+
+    nested = {
+        "model": ModelSpec.from_json(data.pop("model")),
+        "kv": KvLayout(**_tuples(data.pop("kv"))),
+        "limits": Limits(**data.pop("limits")),
+        "arguments": tuple(StepArgument(**_tuples(a)) for a in data.pop("arguments")),
+        "modules": tuple(module(m) for m in data.pop("modules")),
+        "tensors": tuple(StoredTensor(**_tuples(t)) for t in data.pop("tensors")),
+        "files": {n: FileEntry(**e) for n, e in data.pop("files").items()},
+    }
+    return Manifest(**nested, **data)
+
+
+def _tuples(data: dict[str, Any]) -> dict[str, Any]:
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+
+
+def _check_file(
+    root: Path, name: str, entry: FileEntry, verify_weights: str, memo: DigestMemo
+) -> None:
+    path = root / name
+    if Path(name).name != name:
+        raise ArtifactCorruptError(f"{root}: the manifest names a file outside: {name!r}")
+    if not path.is_file():
+        raise ArtifactCorruptError(f"{root}: {name} is missing; compile the model again")
+    if path.stat().st_size != entry.num_bytes:
+        raise ArtifactCorruptError(
+            f"{path} has {path.stat().st_size} bytes, the manifest says {entry.num_bytes}; "
+            "compile the model again"
+        )
+    if name.endswith(".irpa") and verify_weights == "never":
+        return
+    remembered = name.endswith(".irpa") and verify_weights == "first"
+    found = memo.sha256(path) if remembered else sha256_of(path)
+    if found != entry.sha256:
+        raise ArtifactCorruptError(
+            f"{path} is damaged: sha256 is {found}, the manifest says {entry.sha256}; "
+            "compile the model again"
+        )
+
+
+def _prefix(final: Path) -> str:
+    return f".{final.name}.partial-"
+
+
+def _remove_leftovers(final: Path) -> None:
+    """Remove what a killed compile of the same artifact left, if its process is gone."""
+    for old in final.parent.glob(_prefix(final) + "*"):
+        try:
+            pid = int((old / _PID).read_text())
+            os.kill(pid, 0)
+        except (OSError, ValueError):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(directory: Path) -> None:
+    """Have the files on disk before the rename makes them visible."""
+    for path in directory.iterdir():
+        with path.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _replace(temporary: Path, final: Path) -> None:
+    # A directory cannot be renamed over a full one: the old one steps aside first.
+    temporary.chmod(0o755)
+    if final.exists():
+        aside = Path(tempfile.mkdtemp(prefix=_prefix(final), dir=final.parent))
+        final.rename(aside / "old")
+        temporary.rename(final)
+        shutil.rmtree(aside, ignore_errors=True)
+    else:
+        temporary.rename(final)

@@ -1,0 +1,231 @@
+"""compile: a model in, an artifact out.  The stages, in order, are in `compile_model`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from iree.compiler import ir
+
+import llmir
+from llmir import artifact
+from llmir.artifact import Artifact, KvLayout, Limits, Manifest, ModuleEntry, ProviderUse
+from llmir.compiler import iree_compile
+from llmir.compiler.export import export_step, kv_layout, step_arguments
+from llmir.compiler.in_place import check_in_place
+from llmir.compiler.options import DEFAULT_MAX_MODEL_LEN, CompileOptions, cache_key
+from llmir.compiler.versions import check_tools, tool_versions
+from llmir.compiler.weights import StoredWeights, write_archive
+from llmir.config import ModelSpec
+from llmir.dialect_ext.registry import lowerings_of, parse_priority
+from llmir.errors import OptionError
+from llmir.importers.base import ImportedModel
+from llmir.passes.ir import llm_ops, parse_module
+from llmir.passes.manager import PassManager
+from llmir.targets import Target
+
+WEIGHTS_FILE = "weights.portable.irpa"
+StageHook = Callable[[str], AbstractContextManager[Any]]
+"""Called with the name of each long stage; what it returns is entered while the stage runs."""
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Runs stages under the caller's hook and remembers how long each took."""
+
+    hook: StageHook
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        with self.hook(name):
+            yield
+        self.seconds[name] = round(time.perf_counter() - start, 3)
+
+
+def compile_model(
+    model: ImportedModel,
+    targets: Sequence[Target],
+    output: Path,
+    options: CompileOptions,
+    *,
+    on_stage: StageHook = lambda name: nullcontext(),
+    print_ir_after: Sequence[str] = (),
+) -> Artifact:
+    """Compile an imported model for one or more targets into an artifact at `output`.
+
+    Args:
+        print_ir_after: names of passes after which to print the IR to stderr.
+    Raises: CompileError and its subclasses, OptionError, OSError if the disk is full;
+    nothing stands at `output` then but what stood there before.
+    """
+    check_tools()
+    priority = parse_priority(options.op_priority)
+    limits = _limits(model.spec, options)
+    kv = kv_layout(model.spec, options.kv_dtype, options.page_size)
+    clock = _Clock(on_stage)
+    with artifact.writing(output) as directory:
+        with clock.stage("quantising weights"):
+            weights = StoredWeights(model, options.weights, limits.max_model_len)
+        with clock.stage("writing weights"):
+            write_archive(directory / WEIGHTS_FILE, weights.parameters())
+        with clock.stage("tracing the model"):
+            exported = export_step(model.spec, weights.form_of, kv, limits)
+        smallest = min(t.num_bytes for t in weights.report() if len(t.shape) == 2)
+        modules = []
+        for target in targets:
+            with clock.stage(f"lowering for {target.name}"):
+                lowered = _lower(exported, target, priority, print_ir_after)
+            with clock.stage(f"compiling for {target.name}"):
+                modules.append(_compile(lowered, target, directory, kv, smallest))
+        _write_tokenizer(directory, model)
+        manifest = Manifest(
+            llmir_version=llmir.__version__,
+            cache_key=cache_key(model.files, [t.name for t in targets], options),
+            source=model.source,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            model=model.spec,
+            options=options.to_json(),
+            kv=kv,
+            limits=limits,
+            arguments=step_arguments(kv),
+            modules=tuple(modules),
+            tensors=weights.report(),
+            tools=tool_versions(),
+            compile_seconds=clock.seconds,
+        )
+        manifest = artifact.write_manifest(directory, manifest)
+    return Artifact(output, manifest)
+
+
+def _limits(spec: ModelSpec, options: CompileOptions) -> Limits:
+    native = spec.max_position_embeddings
+    wanted = options.max_model_len or min(native, DEFAULT_MAX_MODEL_LEN)
+    if wanted > native:
+        raise OptionError(
+            f"max_model_len {wanted} is beyond the {native} positions that {spec.name} has"
+        )
+    return Limits(
+        max_model_len=wanted,
+        max_num_batched_tokens=options.max_num_batched_tokens,
+        max_num_seqs=min(options.max_num_seqs, options.max_num_batched_tokens),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Lowered:
+    """A module that IREE can compile, what made it, and the flags that its lowerings need."""
+
+    mlir: str
+    providers: tuple[ProviderUse, ...]
+    flags: tuple[str, ...]
+
+
+def _lower(
+    exported: str, target: Target, priority: dict[str, list[str]], print_ir_after: Sequence[str]
+) -> _Lowered:
+    module = parse_module(exported)
+    to_llm_ir = ("raise-torch-llm", "torch-to-iree", "cse-llm", "dce-llm")
+    manager = PassManager(print_ir_after=tuple(print_ir_after))
+    manager.run(module, to_llm_ir)
+    manager.run(module, [_select(target, priority)])
+    providers = _provider_uses(module)
+    flags = _flags(providers, target)
+    manager.run(module, ["lower-llm"])
+    return _Lowered(str(module), providers, flags)
+
+
+def _select(target: Target, priority: dict[str, list[str]]) -> Any:
+    from llmir.passes.select_providers import SelectProviders
+
+    return SelectProviders(target=target.name, priority=priority)
+
+
+def _provider_uses(module: ir.Module) -> tuple[ProviderUse, ...]:
+    def text(operation: ir.Operation, name: str) -> str:
+        return ir.StringAttr(operation.attributes[name]).value if (
+            name in operation.attributes
+        ) else ""
+
+    counted = Counter(
+        (
+            operation.name.removeprefix("llm."),
+            *(text(operation, f"llm.{x}") for x in ("provider", "variant", "refused")),
+        )
+        for operation in llm_ops(module)
+    )
+    return tuple(
+        ProviderUse(op=op, provider=provider, variant=variant, count=count, refused=refused)
+        for (op, provider, variant, refused), count in sorted(counted.items())
+    )
+
+
+def _flags(providers: Sequence[ProviderUse], target: Target) -> tuple[str, ...]:
+    """The target's flags and those that the chosen lowerings ask for, each once."""
+    flags = list(target.flags)
+    for use in providers:
+        for lowering in lowerings_of(use.op):
+            if (lowering.provider, lowering.variant) == (use.provider, use.variant):
+                flags += lowering.flags(target)
+    return tuple(dict.fromkeys(flags))
+
+
+def _compile(
+    lowered: _Lowered, target: Target, directory: Path, kv: KvLayout, smallest_matrix_bytes: int
+) -> ModuleEntry:
+    stream = iree_compile.to_stream(lowered.mlir, lowered.flags)
+    check_in_place(stream, kv, smallest_matrix_bytes)
+    file = f"model.{target.slug}.vmfb"
+    iree_compile.to_module(stream, lowered.flags, directory / file)
+    code = iree_compile.cpu_code(stream) if target.is_cpu else None
+    return ModuleEntry(
+        target=target.name,
+        file=file,
+        weights=WEIGHTS_FILE,
+        flags=lowered.flags,
+        driver=target.driver,
+        entry_points=("step",),
+        providers=lowered.providers,
+        cpu=code.name if code else "",
+        cpu_arch=code.arch if code else "",
+        cpu_features=code.features if code else (),
+    )
+
+
+def _write_tokenizer(directory: Path, model: ImportedModel) -> None:
+    """The files that AutoTokenizer and AutoConfig read."""
+    config = {
+        "model_type": model.spec.architecture,
+        "vocab_size": model.spec.vocab_size,
+        "max_position_embeddings": model.spec.max_position_embeddings,
+    }
+    _write_json(directory / "config.json", config)
+    if model.tokenizer is None:
+        return
+    (directory / "tokenizer.json").write_text(model.tokenizer.tokenizer_json, encoding="utf-8")
+    _write_json(directory / "tokenizer_config.json", dict(model.tokenizer.tokenizer_config))
+    _write_json(directory / "generation_config.json", dict(model.tokenizer.generation_config))
+
+
+def _write_json(path: Path, data: dict[str, Any]) -> None:
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def copy_artifact(source: Artifact, output: Path) -> Artifact:
+    """A copy of a cached artifact at `output`; files are hard links where they can be."""
+    with artifact.writing(output) as directory:
+        for name in (artifact.MANIFEST, *source.manifest.files):
+            try:
+                (directory / name).hardlink_to(source.file(name))
+            except OSError:
+                shutil.copyfile(source.file(name), directory / name)
+    return Artifact(output, source.manifest)

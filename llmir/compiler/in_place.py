@@ -1,0 +1,148 @@
+"""The check that a compiled step writes its KV cache in place and widens no weight.
+
+That the cache is updated in place is copy elision, not a promise of IREE, so the
+compiler looks at the stream IR of every module, where each copy and allocation
+is an operation with a size.  A size is an SSA value; it is evaluated here by
+walking back to constants and to the dims of the arguments.
+
+Refused: a copy or allocation whose size grows with the number of pages, or is
+as large as the smallest weight matrix when every other dynamic size is 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from iree.compiler import ir
+
+from llmir.artifact import KvLayout
+from llmir.errors import CompileError, InPlaceError
+from llmir.passes.ir import parse_module, walk
+
+_COPIES = ("stream.cmd.copy", "stream.async.copy", "stream.async.clone")
+_ALLOCATIONS = ("stream.resource.alloca", "stream.resource.alloc")
+_NUM_INDEX_ARGUMENTS = 8  # of `step`, before the KV tensors
+
+_BINARY: dict[str, Callable[[int, int], int]] = {
+    "arith.addi": lambda a, b: a + b,
+    "arith.subi": lambda a, b: a - b,
+    "arith.muli": lambda a, b: a * b,
+    "arith.divui": lambda a, b: a // b,
+    "arith.divsi": lambda a, b: a // b,
+    "arith.ceildivsi": lambda a, b: -(-a // b),
+    "arith.ceildivui": lambda a, b: -(-a // b),
+    "arith.remui": lambda a, b: a % b,
+    "arith.remsi": lambda a, b: a % b,
+    "arith.maxsi": max,
+    "arith.maxui": max,
+    "arith.minsi": min,
+    "arith.minui": min,
+    "arith.shli": lambda a, b: a << b,
+    "arith.shrui": lambda a, b: a >> b,
+    "util.align": lambda a, b: -(-a // b) * b,
+}
+_CASTS = ("arith.index_cast", "arith.index_castui", "arith.extui", "arith.extsi", "arith.trunci")
+_COMPARE: dict[int, Callable[[int, int], bool]] = {
+    0: lambda a, b: a == b,
+    1: lambda a, b: a != b,
+    2: lambda a, b: a < b,
+    3: lambda a, b: a <= b,
+    4: lambda a, b: a > b,
+    5: lambda a, b: a >= b,
+    6: lambda a, b: a < b,
+    7: lambda a, b: a <= b,
+    8: lambda a, b: a > b,
+    9: lambda a, b: a >= b,
+}
+
+
+def check_in_place(stream: str, kv: KvLayout, smallest_matrix_bytes: int) -> None:
+    """Raise InPlaceError if a module's stream IR copies or allocates too much.
+
+    Args:
+        stream: what iree_compile.to_stream gave
+        smallest_matrix_bytes: bytes of the smallest weight matrix as stored
+    """
+    num_layers = len(kv.group_of_layer)
+    few, many = (
+        _Sizes(_NUM_INDEX_ARGUMENTS, num_layers, pages) for pages in (1, 1_000_003)
+    )
+    for operation, size in _sized_operations(parse_module(stream)):
+        small, large = few.value(size), many.value(size)
+        if large != small:
+            raise InPlaceError(
+                f"the compiled step would {_verb(operation)} KV pages: {operation.name} of "
+                f"{large - small} bytes more for a pool of 1,000,003 pages than for one page"
+            )
+        if small >= smallest_matrix_bytes:
+            raise InPlaceError(
+                f"the compiled step would {_verb(operation)} as much as a weight for one token: "
+                f"{operation.name} of {small} bytes; the smallest matrix has "
+                f"{smallest_matrix_bytes}"
+            )
+
+
+def _verb(operation: ir.Operation) -> str:
+    return "copy" if operation.name in _COPIES else "allocate"
+
+
+def _sized_operations(module: ir.Module) -> Iterator[tuple[ir.Operation, ir.Value]]:
+    """Copies and allocations inside functions, each with its size in bytes."""
+    for function in module.body.operations:
+        if not function.operation.name.startswith("util.func"):
+            continue  # initialisers run once, when the module is loaded
+        for operation in walk(function.operation):
+            if operation.name in _COPIES:
+                yield operation, operation.operands[-1]
+            elif operation.name in _ALLOCATIONS:
+                size = operation.attributes["operandSegmentSizes"] if (
+                    "operandSegmentSizes" in operation.attributes
+                ) else None
+                counts = list(ir.DenseI32ArrayAttr(size)) if size is not None else [1]
+                for value in list(operation.operands)[: counts[0]]:
+                    yield operation, value
+
+
+@dataclass(slots=True)
+class _Sizes:
+    """Evaluates size values: pages dims are `num_pages`, every other dynamic size is 1."""
+
+    first_kv: int
+    num_kv: int
+    num_pages: int
+    known: dict[ir.Value, int] = field(default_factory=dict)
+
+    def value(self, value: ir.Value) -> int:
+        if value not in self.known:
+            self.known[value] = self._evaluate(value)
+        return self.known[value]
+
+    def _evaluate(self, value: ir.Value) -> int:
+        if isinstance(value, ir.BlockArgument):
+            raise CompileError(f"cannot tell the size {value}: it is a block argument")
+        owner = value.owner.operation
+        operands = list(owner.operands)
+        if owner.name == "arith.constant":
+            return int(ir.IntegerAttr(owner.attributes["value"]).value)
+        if owner.name == "hal.buffer_view.dim":
+            return self._dim(owner)
+        if owner.name in _BINARY:
+            return _BINARY[owner.name](*map(self.value, operands))
+        if owner.name in _CASTS:
+            return self.value(operands[0])
+        if owner.name == "arith.cmpi":
+            predicate = int(ir.IntegerAttr(owner.attributes["predicate"]).value)
+            return int(_COMPARE[predicate](*map(self.value, operands)))
+        if owner.name == "arith.select":
+            return self.value(operands[1 if self.value(operands[0]) else 2])
+        if owner.name in ("stream.resource.size", "stream.tensor.sizeof"):
+            raise CompileError(f"cannot tell the size of {owner}: it was not made explicit")
+        raise CompileError(f"cannot tell the size that {owner.name} gives")
+
+    def _dim(self, owner: ir.Operation) -> int:
+        view = owner.operands[0]
+        if not isinstance(view, ir.BlockArgument):
+            raise CompileError(f"cannot tell what {owner} is a dim of")
+        is_kv = self.first_kv <= view.arg_number < self.first_kv + self.num_kv
+        return self.num_pages if is_kv else 1

@@ -1,0 +1,122 @@
+"""What a caller may choose when compiling, and the key that stands for a compilation.
+
+Nothing here imports torch or IREE: a cache hit must not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llmir import formats
+from llmir.artifact import FORMAT_VERSION
+from llmir.compiler.versions import tool_versions
+from llmir.digests import DigestMemo
+from llmir.errors import OptionError
+
+KV_DTYPES = ("f32", "f16", "bf16")
+PAGE_SIZES = (8, 16, 32)
+DEFAULT_MAX_MODEL_LEN = 8192
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompileOptions:
+    """Options of a compilation, the same for all its targets.
+
+    weights:                 one of formats.WEIGHT_MODES; "keep" stores what the model has
+    kv_dtype:                element type of the KV cache
+    page_size:               tokens per KV page
+    max_model_len:           longest sequence; None: the model's own, at most 8192
+    max_num_batched_tokens:  most tokens in a step
+    max_num_seqs:            most sequences in a step
+    op_priority:             op → the providers to try, in order
+    """
+
+    weights: str = "keep"
+    kv_dtype: str = "f32"
+    page_size: int = 16
+    max_model_len: int | None = None
+    max_num_batched_tokens: int = 512
+    max_num_seqs: int = 64
+    op_priority: Mapping[str, Sequence[str]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _one_of("weights", self.weights, formats.WEIGHT_MODES)
+        _one_of("kv_dtype", self.kv_dtype, KV_DTYPES)
+        _one_of("page_size", self.page_size, PAGE_SIZES)
+        _at_least_one("max_num_batched_tokens", self.max_num_batched_tokens)
+        _at_least_one("max_num_seqs", self.max_num_seqs)
+        if self.max_model_len is not None:
+            _at_least_one("max_model_len", self.max_model_len)
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest records it."""
+        return dataclasses.asdict(self)
+
+
+def option_names() -> tuple[str, ...]:
+    """The keyword options of `llmir.compile`."""
+    return tuple(f.name for f in dataclasses.fields(CompileOptions))
+
+
+def make_options(given: Mapping[str, Any]) -> CompileOptions:
+    """CompileOptions from keyword arguments; an unknown one is refused by name."""
+    for name in given:
+        if name not in option_names():
+            raise OptionError(
+                f"compile has no option {name!r}; it has: {', '.join(option_names())}"
+            )
+    return CompileOptions(**given)
+
+
+def cache_key(files: Sequence[str], targets: Sequence[str], options: CompileOptions) -> str:
+    """A name for the artifact that these inputs give: 32 hexadecimal digits.
+
+    It covers the bytes of the model's files, targets, options, the pinned tools'
+    versions and llmir's own code; not the names or places of files.
+    """
+    memo = DigestMemo.default()
+    facts = {
+        "files": sorted(memo.sha256(Path(f)) for f in files),
+        "targets": list(targets),
+        "options": options.to_json(),
+        "tools": tool_versions(),
+        "format": FORMAT_VERSION,
+        "code": _code_digest(),
+        "host": _host_cpu() if "cpu:host" in targets else "",
+    }
+    text = json.dumps(facts, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+@functools.cache
+def _code_digest() -> str:
+    """Digest of llmir's sources: other code may write another artifact."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _host_cpu() -> str:
+    from llmir.host import host_cpu
+
+    return json.dumps(sorted(host_cpu().features))
+
+
+def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+    if value not in allowed:
+        raise OptionError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
+
+
+def _at_least_one(name: str, value: object) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise OptionError(f"{name} must be a positive whole number; got {value!r}")
