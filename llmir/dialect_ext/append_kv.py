@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 
 from llmir.dialect_ext.base import Array, AttrValue, Call, Lowering, Op, Operand, everywhere
 from llmir.dialect_ext.types import TensorType, is_static
+from llmir.dialect_ext.workgroups import Workgroups, cpu_only, indented
 
 
 class AppendKv(Op):
@@ -70,10 +71,59 @@ class AppendKv(Op):
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
-        return (Lowering(provider="portable", supports=everywhere, emit=_emit),)
+        return (
+            Lowering(provider="portable", variant="rows", supports=cpu_only, emit=_emit_rows),
+            Lowering(
+                provider="portable", variant="scatter", supports=everywhere, emit=_emit_scatter
+            ),
+        )
 
 
-def _emit(call: Call, symbol: str) -> str:
+def _emit_rows(call: Call, symbol: str) -> str:
+    """One dispatch on kv's own storage; a workgroup writes one token's K and V."""
+    kv, k = call.type_of("kv"), call.type_of("k")
+    _, _, heads, page_size, head_dim = kv.shape
+    wide, narrow = f"vector<{head_dim}xf32>", f"vector<{head_dim}x{kv.dtype}>"
+    row = f"tensor<1x1x1x1x{head_dim}x{kv.dtype}>"
+    grid = Workgroups(call=call, reads=("k", "v", "slots"), count=("T",), tied="kv")
+
+    def write(name: str, which: int) -> list[str]:
+        lines = [
+            f"%{name}_wide = vector.transfer_read %{name}[%wg0, %h, %c0], %zero "
+            f"{{in_bounds = [true]}} : {k}, {wide}"
+        ]
+        if kv.dtype != "f32":
+            lines.append(f"%{name}_row = arith.truncf %{name}_wide : {wide} to {narrow}")
+        vector = f"%{name}_wide" if kv.dtype == "f32" else f"%{name}_row"
+        return [
+            *lines,
+            f"%{name}_empty = tensor.empty() : {row}",
+            f"%{name}_page = vector.transfer_write {vector}, "
+            f"%{name}_empty[%c0, %c0, %c0, %c0, %c0] {{in_bounds = [true]}} : {narrow}, {row}",
+            grid.store(
+                f"%{name}_page", row, ["%page", which, "%h", "%offset", 0], [1, 1, 1, 1, head_dim]
+            ),
+        ]
+
+    body = f"""
+    %c0 = arith.constant 0 : index
+    %c1 = arith.constant 1 : index
+    %heads = arith.constant {heads} : index
+    %ps = arith.constant {page_size} : index
+    %zero = arith.constant 0.0 : f32
+    %slot_i32 = tensor.extract %slots[%wg0] : {call.type_of("slots")}
+    %slot = arith.index_cast %slot_i32 : i32 to index
+    %page = arith.divui %slot, %ps : index
+    %offset = arith.remui %slot, %ps : index
+    scf.for %h = %c0 to %heads step %c1 {{
+      {indented(6, write("k", 0))}
+      {indented(6, write("v", 1))}
+    }}
+"""
+    return grid.emit(symbol, body)
+
+
+def _emit_scatter(call: Call, symbol: str) -> str:
     """Rows [T, 2, H, D], where they go [T, 2, H, 4], and a scatter: three dispatches.
 
     `unique_indices` is what lets the rows be written in parallel; two padding

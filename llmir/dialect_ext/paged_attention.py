@@ -26,14 +26,15 @@ from llmir.dialect_ext.base import (
     Array,
     Attribute,
     AttrValue,
-    Call,
     Lowering,
     Op,
     Operand,
     everywhere,
-    literal,
 )
+from llmir.dialect_ext.paged_attention_loops import emit_loops
+from llmir.dialect_ext.paged_attention_vectors import emit_vectors
 from llmir.dialect_ext.types import TensorType, is_static
+from llmir.dialect_ext.workgroups import cpu_only
 
 PAGE_SIZES = (8, 16, 32)
 
@@ -110,135 +111,6 @@ class PagedAttention(Op):
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
         return (
-            Lowering(provider="portable", variant="loops", supports=everywhere, emit=_emit_loops),
+            Lowering(provider="portable", variant="vectors", supports=cpu_only, emit=emit_vectors),
+            Lowering(provider="portable", variant="loops", supports=everywhere, emit=emit_loops),
         )
-
-
-def _emit_loops(call: Call, symbol: str) -> str:
-    """Three all-parallel generics whose bodies loop: scores, their max and sum, the result.
-
-    The form that IREE compiles for every target.  It holds T × Hq × (P * ps)
-    scores; those outside a row's positions are never computed nor read.
-    """
-    q, kv, table = call.type_of("q"), call.type_of("kv"), call.type_of("page_table")
-    tokens, num_heads, head_dim = q.shape
-    page_size, window = kv.shape[3], int(call.attrs["window"])
-    columns = table.shape[1]
-    scores = TensorType(
-        (tokens, num_heads, columns * page_size if is_static(columns) else None), "f32"
-    )
-    stats = TensorType((tokens, num_heads), "f32")
-    dyn_t = "" if is_static(tokens) else "%t_size"
-    dyn_tc = ", ".join(filter(None, (dyn_t, "" if is_static(columns) else "%c_size")))
-    widen = "" if kv.dtype == "f32" else f"arith.extf %raw : {kv.dtype} to f32"
-
-    def read_kv(name: str, which: str, d: str) -> str:
-        """`%name`: element d of K (%c0) or V (%c1) at position %j of sequence %s, head %g."""
-        raw = "raw" if widen else name
-        read = f"""%column = arith.divui %j, %ps : index
-        %page_i32 = tensor.extract %page_table[%s, %column] : {table}
-        %page = arith.index_cast %page_i32 : i32 to index
-        %offset = arith.remui %j, %ps : index
-        %{raw} = tensor.extract %kv[%page, {which}, %g, %offset, {d}] : {kv}"""
-        return read + (f"\n        %{name} = {widen}" if widen else "")
-
-    row = f"""%last_i32 = tensor.extract %positions[%t] : {call.type_of("positions")}
-    %last = arith.index_cast %last_i32 : i32 to index
-    %end = arith.addi %last, %c1 : index
-    %unclamped = arith.subi %end, %window : index
-    %first = arith.maxsi %unclamped, %c0 : index"""
-    sequence = f"""%s_i32 = tensor.extract %token_seq[%t] : {call.type_of("token_seq")}
-    %s = arith.index_cast %s_i32 : i32 to index
-    %g = arith.divui %h, %group : index"""
-    return f"""
-{call.signature(symbol)} {{
-  %c0 = arith.constant 0 : index
-  %c1 = arith.constant 1 : index
-  %ps = arith.constant {page_size} : index
-  %group = arith.constant {num_heads // kv.shape[2]} : index
-  %window = arith.constant {window or 2**31 - 1} : index
-  %head_dim = arith.constant {head_dim} : index
-  %zero = arith.constant 0.0 : f32
-  %lowest = arith.constant -3.0e38 : f32
-  %scale = arith.constant {literal(call.attrs["scale"])} : f32
-  %t_size = tensor.dim %q, %c0 : {q}
-  %p_size = tensor.dim %page_table, %c1 : {table}
-  %c_size = arith.muli %p_size, %ps : index
-
-  %scores_empty = tensor.empty({dyn_tc}) : {scores}
-  %scores = linalg.generic {{
-      indexing_maps = [affine_map<(t, h, j) -> (t, h, j)>],
-      iterator_types = ["parallel", "parallel", "parallel"]
-  }} outs(%scores_empty : {scores}) {{
-  ^bb0(%o: f32):
-    %t = linalg.index 0 : index
-    %h = linalg.index 1 : index
-    %j = linalg.index 2 : index
-    {row}
-    {sequence}
-    %from_first = arith.cmpi sge, %j, %first : index
-    %to_last = arith.cmpi sle, %j, %last : index
-    %attends = arith.andi %from_first, %to_last : i1
-    %d_end = arith.select %attends, %head_dim, %c0 : index
-    %dot = scf.for %d = %c0 to %d_end step %c1 iter_args(%acc = %zero) -> (f32) {{
-        {read_kv("k", "%c0", "%d")}
-        %q_d = tensor.extract %q[%t, %h, %d] : {q}
-        %product = arith.mulf %q_d, %k : f32
-        %next = arith.addf %acc, %product : f32
-        scf.yield %next : f32
-    }}
-    %score = arith.mulf %dot, %scale : f32
-    linalg.yield %score : f32
-  }} -> {scores}
-
-  %stats_empty = tensor.empty({dyn_t}) : {stats}
-  %max, %sum = linalg.generic {{
-      indexing_maps = [affine_map<(t, h) -> (t, h)>, affine_map<(t, h) -> (t, h)>],
-      iterator_types = ["parallel", "parallel"]
-  }} outs(%stats_empty, %stats_empty : {stats}, {stats}) {{
-  ^bb0(%o_max: f32, %o_sum: f32):
-    %t = linalg.index 0 : index
-    %h = linalg.index 1 : index
-    {row}
-    %row_max = scf.for %j = %first to %end step %c1 iter_args(%acc = %lowest) -> (f32) {{
-        %x = tensor.extract %scores[%t, %h, %j] : {scores}
-        %next = arith.maximumf %acc, %x : f32
-        scf.yield %next : f32
-    }}
-    %row_sum = scf.for %j = %first to %end step %c1 iter_args(%acc = %zero) -> (f32) {{
-        %x = tensor.extract %scores[%t, %h, %j] : {scores}
-        %below = arith.subf %x, %row_max : f32
-        %e = math.exp %below : f32
-        %next = arith.addf %acc, %e : f32
-        scf.yield %next : f32
-    }}
-    linalg.yield %row_max, %row_sum : f32, f32
-  }} -> ({stats}, {stats})
-
-  %y_empty = tensor.empty({dyn_t}) : {q}
-  %y = linalg.generic {{
-      indexing_maps = [affine_map<(t, h, d) -> (t, h)>, affine_map<(t, h, d) -> (t, h)>,
-                       affine_map<(t, h, d) -> (t, h, d)>],
-      iterator_types = ["parallel", "parallel", "parallel"]
-  }} ins(%max, %sum : {stats}, {stats}) outs(%y_empty : {q}) {{
-  ^bb0(%row_max: f32, %row_sum: f32, %o: f32):
-    %t = linalg.index 0 : index
-    %h = linalg.index 1 : index
-    %d = linalg.index 2 : index
-    {row}
-    {sequence}
-    %total = scf.for %j = %first to %end step %c1 iter_args(%acc = %zero) -> (f32) {{
-        {read_kv("v", "%c1", "%d")}
-        %x = tensor.extract %scores[%t, %h, %j] : {scores}
-        %below = arith.subf %x, %row_max : f32
-        %e = math.exp %below : f32
-        %product = arith.mulf %e, %v : f32
-        %next = arith.addf %acc, %product : f32
-        scf.yield %next : f32
-    }}
-    %mean = arith.divf %total, %row_sum : f32
-    linalg.yield %mean : f32
-  }} -> {q}
-  return %y : {q}
-}}
-"""
