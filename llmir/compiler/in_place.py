@@ -96,12 +96,16 @@ def _sized_operations(module: ir.Module) -> Iterator[tuple[ir.Operation, ir.Valu
             if operation.name in _COPIES:
                 yield operation, operation.operands[-1]
             elif operation.name in _ALLOCATIONS:
-                size = operation.attributes["operandSegmentSizes"] if (
-                    "operandSegmentSizes" in operation.attributes
-                ) else None
-                counts = list(ir.DenseI32ArrayAttr(size)) if size is not None else [1]
-                for value in list(operation.operands)[: counts[0]]:
-                    yield operation, value
+                yield from ((operation, size) for size in _transient_sizes(operation))
+
+
+def _transient_sizes(allocation: ir.Operation) -> Iterator[ir.Value]:
+    """The sizes that an allocation asks for, but for the step's own results (the logits)."""
+    resources = [r for r in allocation.results if "stream.resource<" in str(r.type)]
+    sizes = [v for v in allocation.operands if str(v.type) == "index"]
+    for resource, size in zip(resources, sizes, strict=True):
+        if "external" not in str(resource.type):
+            yield size
 
 
 @dataclass(slots=True)
@@ -136,8 +140,8 @@ class _Sizes:
             return int(_COMPARE[predicate](*map(self.value, operands)))
         if owner.name == "arith.select":
             return self.value(operands[1 if self.value(operands[0]) else 2])
-        if owner.name in ("stream.resource.size", "stream.tensor.sizeof"):
-            raise CompileError(f"cannot tell the size of {owner}: it was not made explicit")
+        if owner.name == "util.assume.int":  # its results are its operands, with bounds known
+            return self.value(operands[ir.OpResult(value).result_number])
         raise CompileError(f"cannot tell the size that {owner.name} gives")
 
     def _dim(self, owner: ir.Operation) -> int:
