@@ -59,7 +59,7 @@ def read_gguf(path: Path) -> GGUFFile:
     """
     data = _map_file(path)
     source = path.name
-    cursor = Cursor(memoryview(data), source)
+    cursor = Cursor(data.data, source)
     tensor_count, pair_count = _read_header(cursor)
     metadata = Metadata(_read_pairs(cursor, pair_count), source)
     weights = _read_tensors(cursor, tensor_count, data, _alignment(metadata))
