@@ -1,0 +1,95 @@
+"""Devices: by URI, with errors that say what there is.
+
+A URI is an IREE driver's name, with a path where the driver has several
+devices: "local-task", "local-sync", "vulkan", "vulkan://0", "cuda://0".
+`cpu` and `rocm` are accepted for local-task and hip.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import iree.runtime as rt
+
+from llmir.errors import DeviceError, OptionError
+from llmir.host import num_cores
+
+_DRIVER_ALIASES = {"cpu": "local-task", "rocm": "hip"}
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceInfo:
+    """A device that this machine has."""
+
+    uri: str
+    name: str
+
+
+def open_device(uri: str, num_threads: int | None = None) -> rt.HalDevice:
+    """Open the device of a URI.
+
+    Args:
+        num_threads: CPU worker threads; None is one per core.  IREE fixes it for the
+            process at the first CPU device; another number later is refused.
+    Raises: DeviceError naming what there is instead; OptionError for `num_threads`.
+    """
+    driver_name, sep, path = uri.partition("://")
+    driver_name = _DRIVER_ALIASES.get(driver_name, driver_name)
+    if driver_name == "local-task":
+        _set_threads(num_threads or num_cores())
+    if driver_name not in rt.query_available_drivers():
+        raise DeviceError(f"no driver {driver_name!r} for device {uri!r}; {_what_there_is()}")
+    try:
+        driver = rt.get_driver(driver_name)
+        if not sep:
+            return driver.create_default_device()
+        if path.isdigit():
+            found = driver.query_available_devices()
+            if int(path) >= len(found):
+                raise DeviceError(f"no device {uri!r}; {_what_there_is()}")
+            return driver.create_device(found[int(path)]["device_id"])
+        return driver.create_device_by_uri(f"{driver_name}://{path}")
+    except (RuntimeError, ValueError) as error:
+        raise DeviceError(
+            f"cannot open device {uri!r}: {_first_line(error)}; {_what_there_is()}"
+        ) from error
+
+
+@functools.cache
+def available_devices() -> tuple[DeviceInfo, ...]:
+    """Every device of every driver that loads on this machine."""
+    found = []
+    for driver_name in sorted(rt.query_available_drivers()):
+        try:
+            devices = rt.get_driver(driver_name).query_available_devices()
+        except (RuntimeError, ValueError):
+            continue  # a driver whose library this machine lacks has no devices
+        for index, device in enumerate(devices):
+            uri = driver_name if driver_name.startswith("local") else f"{driver_name}://{index}"
+            found.append(DeviceInfo(uri, device.get("name") or driver_name))
+    return tuple(dict.fromkeys(found))
+
+
+_threads: list[int] = []
+
+
+def _set_threads(num_threads: int) -> None:
+    if num_threads < 1:
+        raise OptionError(f"threads must be at least 1, got {num_threads}")
+    if not _threads:
+        rt.flags.parse_flags(f"--task_topology_group_count={num_threads}")
+        _threads.append(num_threads)
+    elif _threads[0] != num_threads:
+        raise OptionError(
+            f"threads is {_threads[0]} in this process already and cannot become {num_threads}"
+        )
+
+
+def _what_there_is() -> str:
+    names = ", ".join(d.uri for d in available_devices())
+    return f"devices on this machine: {names or 'none'}"
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).split("; stack trace")[0].splitlines()[0]

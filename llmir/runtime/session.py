@@ -1,0 +1,201 @@
+"""One artifact on one device: mapped weights, KV pools, and `step`.
+
+Shape legend as in runtime.base.  Satisfies `StepRunner`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+import iree.runtime as rt
+import numpy as np
+
+from llmir.artifact import Artifact, KvLayout, ModuleEntry
+from llmir.errors import ArtifactTargetError, DeviceError, OptionError
+from llmir.host import available_bytes, host_cpu
+from llmir.runtime.base import F32, StepBatch, StepLimits
+from llmir.runtime.devices import open_device
+from llmir.runtime.transfer import ELEMENT_BYTES, ELEMENT_TYPES, to_device, to_host
+
+PARAMETER_SCOPE = "model"
+DEFAULT_KV_BYTES = 1 << 30
+DRIVERS = {"local-task": "cpu", "local-sync": "cpu", "hip": "rocm"}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionOptions:
+    """How to run an artifact.
+
+    device:           a device URI; None takes the artifact's first module that runs here
+    kv_cache_bytes:   memory for the KV pools; None is 1 GiB, or less if less is free or
+                      can ever be used
+    num_threads:      CPU worker threads; None is one per core
+    """
+
+    device: str | None = None
+    kv_cache_bytes: int | None = None
+    num_threads: int | None = None
+
+
+class Session:
+    """A StepRunner on an IREE device.  Not thread-safe: one step at a time.
+
+    Raises: ArtifactTargetError if no module runs on this machine or the device asked
+    for; DeviceError if the device is not there; OptionError for a KV budget too small.
+    """
+
+    def __init__(self, artifact: Artifact, options: SessionOptions = SessionOptions()) -> None:
+        self.artifact = artifact
+        self.module = choose_module(artifact, options.device)
+        uri = options.device or self.module.driver
+        self.device = open_device(uri, options.num_threads)
+        manifest = artifact.manifest
+        num_pages = _num_pages(artifact, options.kv_cache_bytes)
+        self._limits = StepLimits(
+            page_size=manifest.kv.page_size,
+            num_pages=num_pages,
+            group_windows=manifest.kv.group_windows,
+            max_model_len=manifest.limits.max_model_len,
+            max_num_batched_tokens=manifest.limits.max_num_batched_tokens,
+            max_num_seqs=manifest.limits.max_num_seqs,
+            vocab_size=manifest.model.vocab_size,
+        )
+        self._context, self._function = _load(artifact, self.module, self.device)
+        self._kv = [
+            _kv_pool(self.device, manifest.kv, num_pages[group])
+            for group in manifest.kv.group_of_layer
+        ]
+
+    @property
+    def limits(self) -> StepLimits:
+        return self._limits
+
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes of all KV pools."""
+        kv = self.artifact.manifest.kv
+        return sum(
+            self._limits.num_pages[group] * _page_bytes(kv) for group in kv.group_of_layer
+        )
+
+    def step(self, batch: StepBatch) -> F32:
+        """See StepRunner.step."""
+        wanted = len(batch.logit_rows)
+        # The module computes at least one row; nobody sees it if none was wanted.
+        rows = batch.logit_rows if wanted else np.zeros(1, np.int32)
+        arguments = rt.VmVariantList(8 + len(self._kv))
+        for array in (
+            batch.token_ids,
+            batch.positions,
+            batch.token_seq,
+            batch.query_start,
+            batch.context_len,
+            batch.page_table,
+            batch.slots,
+            rows,
+        ):
+            arguments.push_ref(to_device(self.device, np.asarray(array, np.int32)))
+        for pool in self._kv:
+            arguments.push_ref(pool)
+        results = rt.VmVariantList(1)
+        try:
+            self._context.invoke(self._function, arguments, results)
+            logits = to_host(self.device, results.get_as_object(0, rt.HalBufferView))
+        except RuntimeError as error:
+            raise DeviceError(
+                f"a step of {len(batch.token_ids)} tokens failed on {self.module.target}: {error}"
+            ) from error
+        return logits[:wanted]
+
+
+def choose_module(artifact: Artifact, device: str | None) -> ModuleEntry:
+    """The module for a device, or the first that this machine can run.
+
+    Raises ArtifactTargetError: says which targets there are, and what is missing here.
+    """
+    entries = artifact.manifest.modules
+    if device is not None:
+        driver = device.partition("://")[0]
+        kind = DRIVERS.get(driver, driver)
+        entries = tuple(m for m in entries if m.target.partition(":")[0] == kind)
+        if not entries:
+            there = ", ".join(m.target for m in artifact.manifest.modules)
+            raise ArtifactTargetError(
+                f"{artifact.path} has no module for device {device!r}; it has: {there}. "
+                f"Compile the model with target {kind!r} as well"
+            )
+    refused = []
+    for entry in entries:
+        missing = host_cpu().missing(entry.cpu_arch, entry.cpu_features) if entry.cpu_arch else []
+        if missing:
+            refused.append(f"{entry.target} needs {', '.join(missing)}")
+        elif device is not None or entry.driver in rt.query_available_drivers():
+            return entry
+        else:
+            refused.append(f"{entry.target} needs the driver {entry.driver}")
+    raise ArtifactTargetError(
+        f"no module of {artifact.path} runs on this machine: {'; '.join(refused)}. "
+        "Compile the model here, or for an older CPU (target cpu:x86-64-v3)"
+    )
+
+
+def _load(
+    artifact: Artifact, module: ModuleEntry, device: rt.HalDevice
+) -> tuple[rt.VmContext, rt.VmFunction]:
+    instance = rt.VmInstance()
+    index = rt.ParameterIndex()
+    index.load(str(artifact.file(module.weights)), mmap=True)
+    parameters = rt.create_io_parameters_module(instance, index.create_provider(PARAMETER_SCOPE))
+    hal = rt.create_hal_module(instance, device)
+    code = rt.VmModule.mmap(instance, str(artifact.file(module.file)))
+    try:
+        context = rt.VmContext(instance, [hal, parameters, code])
+    except RuntimeError as error:
+        raise DeviceError(f"cannot load {module.file} on {module.target}: {error}") from error
+    return context, code.lookup_function("step")
+
+
+def _page_bytes(kv: KvLayout) -> int:
+    """Bytes of one page of one layer."""
+    return 2 * kv.num_kv_heads * kv.page_size * kv.head_dim * ELEMENT_BYTES[kv.dtype]
+
+
+def _num_pages(artifact: Artifact, budget: int | None) -> tuple[int, ...]:
+    """Pages of each group's pool: as many as the budget holds, and no more than can be used.
+
+    Every group gets the same number: a window's pages are freed as it moves, so a
+    group that needs fewer simply leaves some free.
+    """
+    kv, limits = artifact.manifest.kv, artifact.manifest.limits
+    bytes_per_page = len(kv.group_of_layer) * _page_bytes(kv)
+    pages_per_seq = -(-limits.max_model_len // kv.page_size)
+    most = limits.max_num_seqs * pages_per_seq + 1
+    if budget is None:
+        budget = min(DEFAULT_KV_BYTES, available_bytes() // 2)
+    pages = min(most, budget // bytes_per_page)
+    least = 2
+    if pages < least:
+        raise OptionError(
+            f"a KV cache of {budget} bytes holds {pages} pages; it needs at least {least} of "
+            f"{bytes_per_page} bytes each (page 0 is kept for padding)"
+        )
+    if pages <= pages_per_seq:
+        _log.info(
+            "the KV cache holds %d tokens, fewer than one sequence of %d",
+            (pages - 1) * kv.page_size,
+            limits.max_model_len,
+        )
+    return (pages,) * len(kv.group_windows)
+
+
+def _kv_pool(device: rt.HalDevice, kv: KvLayout, num_pages: int) -> rt.HalBufferView:
+    """A layer's pages, uninitialised: the lowerings never read a slot that was not written."""
+    buffer = device.allocator.allocate_buffer(
+        memory_type=rt.MemoryType.DEVICE_LOCAL,
+        allowed_usage=rt.BufferUsage.DEFAULT,
+        allocation_size=num_pages * _page_bytes(kv),
+    )
+    shape = (num_pages, 2, kv.num_kv_heads, kv.page_size, kv.head_dim)
+    return rt.HalBufferView(buffer, shape, int(ELEMENT_TYPES[kv.dtype]))
