@@ -1,0 +1,122 @@
+"""llm.linear: a product with a float weight, summed in float32.
+
+    y[t, n] = Σ_k x[t, k] * weight[n, k] + bias[n]
+
+Shape legend: T tokens, N output features, K input features.  A 16-bit weight is
+widened in registers, as it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from llmir.dialect_ext.base import Array, AttrValue, Call, Lowering, Op, Operand, everywhere
+from llmir.dialect_ext.scalar_rows import emit_scalar_rows
+from llmir.dialect_ext.tiled_rows import Tile, emit_rows, lanes_for, multiply_add
+from llmir.dialect_ext.types import TensorType, is_static
+from llmir.targets import Target
+
+
+class Linear(Op):
+    """x f32[T, K], weight f32|bf16|f16[N, K], bias f32[N]? → f32[T, N]."""
+
+    name = "linear"
+    operands = (
+        Operand(name="x", dims=("T", "K"), dtypes=("f32",)),
+        Operand(name="weight", dims=("N", "K"), dtypes=("f32", "bf16", "f16")),
+        Operand(name="bias", dims=("N",), dtypes=("f32",), optional=True),
+    )
+
+    def check(
+        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
+    ) -> None:
+        x, weight = operands[:2]
+        assert x is not None
+        assert weight is not None
+        self.expect(all(map(is_static, weight.shape)), f"weight must be static, got {weight}")
+        self.expect(
+            x.shape[1] == weight.shape[1],
+            f"operand 'x' must have K = {weight.shape[1]} static, got {x}",
+        )
+
+    def result_types(
+        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
+    ) -> tuple[TensorType, ...]:
+        x, weight = operands[:2]
+        assert x is not None
+        assert weight is not None
+        return (TensorType((x.shape[0], weight.shape[0]), "f32"),)
+
+    def reference(self, *operands: Array | None, **attrs: AttrValue) -> Array:
+        x, weight, bias = operands
+        assert x is not None
+        assert weight is not None
+        y = x.astype(np.float64) @ weight.astype(np.float64).T
+        return (y if bias is None else y + bias).astype(np.float32)
+
+    @property
+    def lowerings(self) -> tuple[Lowering, ...]:
+        return (
+            Lowering(
+                provider="portable", variant="tiled", supports=_tiled_supports, emit=_emit_tiled
+            ),
+            Lowering(
+                provider="portable", variant="scalar", supports=everywhere, emit=_emit_scalar
+            ),
+        )
+
+
+def _tiled_supports(call: Call, target: Target) -> str | None:
+    if not target.is_cpu:
+        return "register tiles of vectors are for CPUs"
+    k = call.type_of("weight").shape[1]
+    return f"K = {k} is not a multiple of 4" if lanes_for(k) is None else None
+
+
+def _emit_tiled(call: Call, symbol: str) -> str:
+    """See tiled_rows."""
+    weight = call.type_of("weight")
+    lanes = lanes_for(weight.shape[1])
+    assert lanes is not None
+    constants = f"""
+    %columns = arith.constant {weight.shape[1]} : index
+    %lanes = arith.constant {lanes} : index
+    %no_weight = arith.constant 0.0 : {weight.dtype}
+"""
+    return emit_rows(
+        call, symbol, lanes=lanes, constants=constants, sum_over_k=lambda t: _sum_over_k(call, t)
+    )
+
+
+def _sum_over_k(call: Call, tile: Tile) -> str:
+    x, weight = TensorType((None, call.type_of("x").shape[1]), "f32"), call.type_of("weight")
+    stored = tile.vec(weight.dtype)
+    wide = weight.dtype == "f32"
+    widen = "" if wide else f"%w = arith.extf %stored : {stored} to {tile.vec('f32')}"
+    return f"""
+    %acc = scf.for %k = %c0 to %columns step %lanes iter_args(%acc_k = %init) -> ({tile.acc}) {{
+      %stored = vector.transfer_read %weight_t[%n, %k], %no_weight {{in_bounds = [true, true]}}
+          : {weight}, {stored}
+      {widen}
+{multiply_add(tile, x, w="stored" if wide else "w", k="k", acc="acc_k", out="acc_next")}
+      scf.yield %acc_next : {tile.acc}
+    }}
+"""
+
+
+def _emit_scalar(call: Call, symbol: str) -> str:
+    """See scalar_rows."""
+    x, weight = call.type_of("x"), call.type_of("weight")
+    wide = weight.dtype == "f32"
+    return emit_scalar_rows(call, symbol, f"""
+    %columns = arith.constant {weight.shape[1]} : index
+    %acc = scf.for %k = %c0 to %columns step %c1 iter_args(%acc_k = %zero) -> (f32) {{
+      %x_k = tensor.extract %x[%t, %k] : {x}
+      %stored = tensor.extract %weight[%n, %k] : {weight}
+      {"" if wide else f"%w = arith.extf %stored : {weight.dtype} to f32"}
+      %p = arith.mulf %x_k, %{"stored" if wide else "w"} : f32
+      %acc_next = arith.addf %acc_k, %p : f32
+      scf.yield %acc_next : f32
+    }}""")
