@@ -71,17 +71,14 @@ def read_rope_scaling(
 
 def _yarn(meta: Metadata, arch: str, factor: float) -> RopeScaling:
     prefix = f"{arch}.rope.scaling"
-    extrapolation = meta.get_float(f"{prefix}.yarn_ext_factor")
-    if extrapolation not in (None, -1.0, 1.0):  # -1 is llama.cpp's "the default", 1
-        raise UnsupportedModelError(
-            f"{meta.source}: {prefix}.yarn_ext_factor is {extrapolation}; llmir supports 1"
-        )
-    # ggml multiplies sin and cos by attn_factor × (0.1 ln(factor) + 1).
-    multiplier = 1.0
-    for key in ("attn_factor", "yarn_attn_factor"):
+    for key in ("yarn_ext_factor", "yarn_attn_factor"):
         value = meta.get_float(f"{prefix}.{key}")
-        if value is not None:
-            multiplier *= value
+        if value not in (None, -1.0, 1.0):  # -1 is llama.cpp's "the default", 1
+            raise UnsupportedModelError(
+                f"{meta.source}: {prefix}.{key} is {value}; llmir supports 1"
+            )
+    # ggml multiplies sin and cos by attn_factor × (0.1 ln(factor) + 1).
+    multiplier = meta.get_float(f"{prefix}.attn_factor") or 1.0
     attention = None
     if multiplier != 1.0:
         attention = multiplier * (0.1 * math.log(factor) + 1.0)

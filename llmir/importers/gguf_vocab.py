@@ -94,11 +94,13 @@ def read_vocabulary(meta: Metadata, tokens: list[str], defaults: Mapping[str, in
             )
         return found
 
-    def unless_normal(token_id: int | None) -> int | None:
-        # Some converters write 0 for "none" here: an ordinary token, which must stay one.
-        if token_id is None or types[token_id] == TokenType.NORMAL:
+    def optional(name: str, key: str) -> int | None:
+        # Prompts need neither, and files are careless with both: ids beyond the vocabulary,
+        # and 0 for "none", an ordinary token that must stay one.
+        if (meta.get_int(f"tokenizer.ggml.{key}") or 0) >= len(tokens):
             return None
-        return token_id
+        found = special(name, key)
+        return None if found is None or types[found] == TokenType.NORMAL else found
 
     eos = special("eos", "eos_token_id")
     turn_ends = [special("eot", "eot_token_id"), special("eom", "eom_token_id")]
@@ -114,8 +116,8 @@ def read_vocabulary(meta: Metadata, tokens: list[str], defaults: Mapping[str, in
         types=types,
         bos=special("bos", "bos_token_id"),
         eos=eos,
-        unk=unless_normal(special("unk", "unknown_token_id")),
-        pad=unless_normal(special("pad", "padding_token_id")),
+        unk=optional("unk", "unknown_token_id"),
+        pad=optional("pad", "padding_token_id"),
         ends=tuple(dict.fromkeys(ends)),
     )
 
