@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -21,7 +20,7 @@ from llmir.artifact import Artifact, KvLayout, Limits, Manifest, ModuleEntry, Pr
 from llmir.compiler import iree_compile
 from llmir.compiler.export import export_step, kv_layout, step_arguments
 from llmir.compiler.in_place import check_in_place
-from llmir.compiler.options import DEFAULT_MAX_MODEL_LEN, CompileOptions, cache_key
+from llmir.compiler.options import DEFAULT_MAX_MODEL_LEN, CompileOptions
 from llmir.compiler.versions import check_tools, tool_versions
 from llmir.compiler.weights import StoredWeights, write_archive
 from llmir.config import ModelSpec
@@ -58,12 +57,14 @@ def compile_model(
     output: Path,
     options: CompileOptions,
     *,
+    key: str = "",
     on_stage: StageHook = lambda name: nullcontext(),
     print_ir_after: Sequence[str] = (),
 ) -> Artifact:
     """Compile an imported model for one or more targets into an artifact at `output`.
 
     Args:
+        key: the cache key that the manifest names, see options.cache_key.
         print_ir_after: names of passes after which to print the IR to stderr.
     Raises: CompileError and its subclasses, OptionError, OSError if the disk is full;
     nothing stands at `output` then but what stood there before.
@@ -90,7 +91,7 @@ def compile_model(
         _write_tokenizer(directory, model)
         manifest = Manifest(
             llmir_version=llmir.__version__,
-            cache_key=cache_key(model.files, [t.name for t in targets], options),
+            cache_key=key,
             source=model.source,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             model=model.spec,
@@ -219,13 +220,3 @@ def _write_tokenizer(directory: Path, model: ImportedModel) -> None:
 def _write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
-
-def copy_artifact(source: Artifact, output: Path) -> Artifact:
-    """A copy of a cached artifact at `output`; files are hard links where they can be."""
-    with artifact.writing(output) as directory:
-        for name in (artifact.MANIFEST, *source.manifest.files):
-            try:
-                (directory / name).hardlink_to(source.file(name))
-            except OSError:
-                shutil.copyfile(source.file(name), directory / name)
-    return Artifact(output, source.manifest)

@@ -61,17 +61,6 @@ class Tokenizer:
         )
         self.bos_token_id = self._special_id("bos_token")
         self.eos_token_id = self._special_id("eos_token")
-        # Where the config says what frames a prompt, that replaces the rule in tokenizer.json.
-        self._framing: tuple[list[int], list[int]] | None = None
-        if "add_bos_token" in config or "add_eos_token" in config:
-            self._framing = (
-                [self.bos_token_id]
-                if config.get("add_bos_token") and self.bos_token_id is not None
-                else [],
-                [self.eos_token_id]
-                if config.get("add_eos_token") and self.eos_token_id is not None
-                else [],
-            )
         self.chat_templates = _templates(config.get("chat_template"))
         if chat_template is not None:
             self.chat_templates = {"default": chat_template}
@@ -117,15 +106,14 @@ class Tokenizer:
         return int(self.backend.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of `text`, framed by BOS and EOS as the model was trained, unless told not to.
+        """Token ids of `text`, framed by BOS and EOS where tokenizer.json says so.
 
-        Raises RequestError for text that is not Unicode, such as a lone surrogate.
+        The config's add_bos_token is not looked at, and neither does transformers look at it
+        beside a tokenizer.json.  Raises RequestError for text that is not Unicode, such as a
+        lone surrogate.
         """
         try:
-            if self._framing is None or not add_special_tokens:
-                return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
-            before, after = self._framing
-            return [*before, *self.backend.encode(text, add_special_tokens=False).ids, *after]
+            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
         except (TypeError, UnicodeEncodeError) as error:
             raise RequestError(f"a prompt must be Unicode text: {error}") from error
 

@@ -57,14 +57,10 @@ def combine(values_by_group: Sequence[np.ndarray]) -> np.uint64:
     return state
 
 
-def reference_row(
-    token_ids: Sequence[int], vocab_size: int, windows: Sequence[int | None]
-) -> F32:
+def reference_row(token_ids: Sequence[int], vocab_size: int, windows: Sequence[int | None]) -> F32:
     """The logits after the last of `token_ids`, without any cache."""
     values = token_value(np.array(token_ids), np.arange(len(token_ids)))
-    return logits_from(
-        combine([values if w is None else values[-w:] for w in windows]), vocab_size
-    )
+    return logits_from(combine([values if w is None else values[-w:] for w in windows]), vocab_size)
 
 
 def reference_greedy(

@@ -80,9 +80,7 @@ def byte_fallback() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def save(
-    directory: Path, tokenizer: tokenizers.Tokenizer, config: dict, **files: object
-) -> Path:
+def save(directory: Path, tokenizer: tokenizers.Tokenizer, config: dict, **files: object) -> Path:
     """Write a tokenizer directory; `files` are further JSON files by name without suffix."""
     directory.mkdir(exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"))

@@ -1,0 +1,205 @@
+"""What joins the two towers: a model becomes an artifact, an artifact an engine.
+
+`compiler` is imported only when something has to be compiled: with an artifact,
+or a model that was compiled before, neither torch nor the compiler is loaded.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from llmir import artifact as artifacts
+from llmir import engine
+from llmir.artifact import Artifact
+from llmir.compiler.options import CompileOptions, cache_key, make_options, option_names
+from llmir.config import Settings
+from llmir.engine.from_artifact import open_artifact
+from llmir.engine.scheduler import SchedulerConfig
+from llmir.errors import OptionError
+from llmir.importers.files import model_files
+from llmir.importers.hub import resolve_model
+from llmir.targets import Target, resolve
+
+StageHook = Callable[[str], AbstractContextManager[Any]]
+
+
+def compile(
+    model: str | Path,
+    target: str | Sequence[str] = "cpu",
+    output: str | Path | None = None,
+    *,
+    on_stage: StageHook = lambda name: nullcontext(),
+    print_ir_after: Sequence[str] = (),
+    **options: Any,
+) -> Artifact:
+    """Compile a model into an artifact.
+
+    Args:
+        model: a GGUF file, a Hugging Face directory, or a hub id.
+        target: one or more target names, see `llmir targets`.
+        output: the artifact's directory; None: in the cache directory (LLMIR_CACHE).
+            An artifact that stands there is replaced, unless it is of the same inputs.
+        on_stage: called with the name of each long stage; the context manager it
+            returns is entered while the stage runs.
+        print_ir_after: passes after which to print the IR to stderr.
+        options: weights, kv_dtype, page_size, max_model_len, max_num_batched_tokens,
+            max_num_seqs, op_priority; see compiler.options.CompileOptions.
+
+    The same inputs give the same artifact: a second call finds the first one's.
+
+    Raises: ModelError, CompileError, OptionError, UnknownNameError, OSError; after an
+    error nothing new stands at `output`.
+    """
+    compile_options = make_options(options)
+    names = [target] if isinstance(target, str) else target
+    targets = [resolve(n) for n in dict.fromkeys(names)]
+    if not targets:
+        raise OptionError("compile needs at least one target")
+    settings = Settings.from_env()
+    path = resolve_model(model, offline=settings.hub_offline)
+    key = cache_key(model_files(path), [t.name for t in targets], compile_options)
+    place = Path(output) if output is not None else settings.cache_dir / "artifacts" / key
+    if not print_ir_after and (found := _same(place, key)) is not None:
+        return found
+    return _compile(path, targets, place, key, compile_options, on_stage, print_ir_after)
+
+
+def _same(place: Path, key: str) -> Artifact | None:
+    """The artifact at `place` if it has this key and is whole."""
+    if not artifacts.is_artifact(place):
+        return None
+    try:
+        found = artifacts.load(place)
+    except artifacts.ArtifactError:
+        return None  # damaged or of another version: compiled again
+    return found if found.manifest.cache_key == key else None
+
+
+def _compile(
+    path: Path,
+    targets: Sequence[Target],
+    place: Path,
+    key: str,
+    options: CompileOptions,
+    on_stage: StageHook,
+    print_ir_after: Sequence[str],
+) -> Artifact:
+    from llmir.compiler.versions import check_tools
+
+    check_tools()
+    with on_stage("loading the compiler"):
+        from llmir.compiler.build import compile_model
+    from llmir.importers import import_model
+
+    with on_stage("reading the model"):
+        model = import_model(path)
+    return compile_model(
+        model,
+        targets,
+        place,
+        options,
+        key=key,
+        on_stage=on_stage,
+        print_ir_after=print_ir_after,
+    )
+
+
+def load(path: str | Path, *, verify_weights: str = "first") -> Artifact:
+    """Open an artifact, checking its files against its manifest; see artifact.load."""
+    return artifacts.load(path, verify_weights=verify_weights)
+
+
+class LLM(engine.LLM):
+    """A model that answers prompts: `LLM(model_or_artifact).generate(prompts, params)`.
+
+    Args:
+        model: an artifact's directory or an Artifact; or a model, as `compile` takes it,
+            which is compiled once into the cache directory.
+        target: what to compile a model for.
+        device: a device URI ("local-task", "vulkan://0"); None: the first module of the
+            artifact that this machine can run.
+        kv_cache_memory_bytes: memory for the KV cache; None: up to 1 GiB.
+        num_threads: CPU worker threads; None: one per core.
+        max_num_seqs, max_num_batched_tokens: most sequences and tokens in a step, within
+            what the artifact was compiled for.
+        verify_weights: "first", "always" or "never", see artifact.load.
+        on_stage: as in `compile`.
+        options: for a model: further options of `compile`.
+
+    Raises: as `compile` and `load`; ArtifactTargetError, DeviceError, OptionError.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | Artifact,
+        *,
+        target: str = "cpu",
+        device: str | None = None,
+        kv_cache_memory_bytes: int | None = None,
+        num_threads: int | None = None,
+        max_num_seqs: int | None = None,
+        max_num_batched_tokens: int | None = None,
+        verify_weights: str = "first",
+        on_stage: StageHook = lambda name: nullcontext(),
+        **options: Any,
+    ) -> None:
+        self.artifact = _artifact_of(
+            model,
+            target,
+            verify_weights,
+            on_stage,
+            options,
+            {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens},
+        )
+        opened = open_artifact(
+            self.artifact,
+            device=device,
+            kv_cache_memory_bytes=kv_cache_memory_bytes,
+            num_threads=num_threads,
+        )
+        config = SchedulerConfig(
+            max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+        )
+        super().__init__(
+            opened.runner,
+            opened.tokenizer,
+            generation_config=opened.generation_config,
+            config=config,
+        )
+
+
+def _artifact_of(
+    model: str | Path | Artifact,
+    target: str,
+    verify_weights: str,
+    on_stage: StageHook,
+    options: dict[str, Any],
+    sizes: dict[str, int | None],
+) -> Artifact:
+    """What `LLM` was given, as an artifact.
+
+    sizes: what the engine will be limited to; a model is compiled for more than the
+    default where they ask for more.
+    """
+    for name in options:
+        if name not in option_names():
+            known = [*inspect.signature(LLM).parameters][:-1] + list(option_names())
+            raise OptionError(f"LLM has no option {name!r}; it has: {', '.join(known)}")
+    is_made = isinstance(model, Artifact) or artifacts.is_artifact(model)
+    if is_made and options:
+        raise OptionError(
+            f"{', '.join(options)}: fixed when an artifact is compiled; "
+            f"{model if not isinstance(model, Artifact) else model.path} is one already"
+        )
+    if isinstance(model, Artifact):
+        return model
+    if is_made:
+        return artifacts.load(model, verify_weights=verify_weights)
+    defaults = CompileOptions()
+    larger = {n: v for n, v in sizes.items() if v is not None and v > getattr(defaults, n)}
+    return compile(model, target, on_stage=on_stage, **options, **larger)
+

@@ -1,0 +1,107 @@
+"""Compiles an llm op through one of its lowerings and runs it on arrays."""
+
+from __future__ import annotations
+
+import functools
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import iree.runtime as rt
+import numpy as np
+from iree.runtime.function import FunctionInvoker
+
+from llmir.compiler.iree_compile import to_module, to_stream
+from llmir.dialect_ext.base import AttrValue, Lowering, Op
+from llmir.dialect_ext.types import TensorType
+from llmir.targets import resolve
+
+Array = np.ndarray[Any, Any]
+NUMPY_DTYPES = {"f32": np.float32, "f16": np.float16, "i32": np.int32}
+
+
+def lowering(op: Op, variant: str) -> Lowering:
+    return next(x for x in op.lowerings if x.variant == variant)
+
+
+def module(
+    op: Op, types: Sequence[TensorType], attrs: Mapping[str, AttrValue], variant: str
+) -> str:
+    """MLIR whose `main` is one call of the op."""
+    call = op.verify(types, attrs)
+    names = [name for name, _ in call.present]
+    args = ", ".join(f"%{n}: {t}" for n, t in call.present)
+    operands = ", ".join(f"%{n}" for n in names)
+    (result,) = call.results
+    return f"""
+module @m {{
+{lowering(op, variant).emit(call, "op")}
+func.func @main({args}) -> {result} {{
+  %y = func.call @op({operands}) : ({", ".join(map(str, types))}) -> {result}
+  return %y : {result}
+}}
+}}
+"""
+
+
+def compile_text(text: str, target: str, path: Path) -> Path:
+    flags = resolve(target).flags
+    to_module(to_stream(text, flags), flags, path)
+    return path
+
+
+@functools.cache
+def device() -> Any:
+    return rt.get_device("local-task")
+
+
+def to_bf16(values: Array) -> Array:
+    """The bits of float32 values rounded to bf16, to nearest and even, as uint16."""
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def from_bf16(bits: Array) -> Array:
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def put(values: Array, dtype: str) -> rt.DeviceArray:
+    """Values on the device; bf16 ones are given as float32."""
+    if dtype != "bf16":
+        return rt.asdevicearray(device(), np.ascontiguousarray(values, NUMPY_DTYPES[dtype]))
+    view = device().allocator.allocate_buffer_copy(
+        memory_type=rt.MemoryType.DEVICE_LOCAL,
+        allowed_usage=rt.BufferUsage.DEFAULT | rt.BufferUsage.MAPPING,
+        device=device(),
+        buffer=to_bf16(values),
+        element_type=rt.HalElementType.BFLOAT_16,
+    )
+    return rt.DeviceArray(device(), view)
+
+
+def load(path: Path) -> Callable[..., rt.DeviceArray]:
+    """The `main` of a compiled module, called with arrays on the device."""
+    instance = rt.Config(device=device()).vm_instance
+    vm_module = rt.VmModule.copy_buffer(instance, path.read_bytes())
+    context = rt.VmContext(instance, [rt.create_hal_module(instance, device()), vm_module])
+    return FunctionInvoker(context, device(), vm_module.lookup_function("main"))
+
+
+def run_on_vulkan(path: Path, inputs: Sequence[tuple[Array, str]]) -> Array:
+    """Run `main` with iree-run-module on the Vulkan device; inputs are (values, dtype)."""
+    tool = shutil.which("iree-run-module")
+    assert tool, "iree-run-module is not on the PATH"
+    args = []
+    for i, (values, dtype) in enumerate(inputs):
+        raw = path.with_name(f"in{i}.bin")
+        (to_bf16(values) if dtype == "bf16" else values.astype(NUMPY_DTYPES[dtype])).tofile(raw)
+        args.append(f"--input={'x'.join(map(str, values.shape))}x{dtype}=@{raw}")
+    out = path.with_name("out.npy")
+    command = [tool, "--device=vulkan", f"--module={path}", "--function=main", *args]
+    done = subprocess.run(
+        [*command, f"--output=@{out}"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return np.load(out)

@@ -1,0 +1,189 @@
+"""Who runs when: budgets, chunks, pages, preemption."""
+
+import numpy as np
+import pytest
+
+from llmir.engine.batch import build_batch
+from llmir.engine.block_manager import BlockManager
+from llmir.engine.sampler import SampleState
+from llmir.engine.sampling_params import SamplingParams
+from llmir.engine.scheduler import Scheduler, SchedulerConfig
+from llmir.engine.sequence import Sequence
+from llmir.errors import OptionError
+
+from .fake_runner import check_batch, small_limits
+
+
+def make_seq(num_prompt, name="s", max_tokens=8):
+    prompt, output = list(range(num_prompt)), []
+    return Sequence(
+        request_id=name,
+        index=0,
+        prompt_token_ids=prompt,
+        sampling=SampleState(
+            params=SamplingParams(),
+            prompt_token_ids=prompt,
+            output_token_ids=output,
+            stop_ids=(),
+            rng=np.random.default_rng(0),
+        ),
+        eos_token_ids=frozenset(),
+        max_tokens=max_tokens,
+        output_token_ids=output,
+    )
+
+
+def make_scheduler(limits=None, **config):
+    return Scheduler(limits or small_limits(), SchedulerConfig(**config))
+
+
+def step(scheduler):
+    """Schedule, pretend to compute, append a token to whoever is due; returns what ran."""
+    schedule = scheduler.schedule()
+    for chunk in schedule.chunks:
+        due = chunk.samples
+        scheduler.advance(chunk)
+        if due:
+            chunk.seq.output_token_ids.append(1)
+            if len(chunk.seq.output_token_ids) == chunk.seq.max_tokens:
+                scheduler.finish(chunk.seq)
+    return [(c.seq.request_id, c.start, c.length) for c in schedule.chunks], schedule
+
+
+def test_decodes_and_chunks_share_the_budget():
+    scheduler = make_scheduler(max_num_batched_tokens=10)
+    for name, size in [("a", 4), ("b", 15), ("c", 2)]:
+        scheduler.add(make_seq(size, name))
+    assert step(scheduler)[0] == [("a", 0, 4), ("b", 0, 6)]
+    assert step(scheduler)[0] == [("a", 4, 1), ("b", 6, 9)]
+    assert step(scheduler)[0] == [("a", 5, 1), ("b", 15, 1), ("c", 0, 2)]
+
+
+def test_an_older_prompt_leaves_a_token_for_each_younger_decode():
+    scheduler = make_scheduler(max_num_batched_tokens=8, max_prefill_chunk=6)
+    scheduler.add(make_seq(40, "long"))
+    scheduler.add(make_seq(2, "short"))
+    assert step(scheduler)[0] == [("long", 0, 6), ("short", 0, 2)]
+    scheduler.max_prefill_chunk = 8
+    assert step(scheduler)[0] == [("long", 6, 7), ("short", 2, 1)]
+
+
+def test_max_num_seqs():
+    scheduler = make_scheduler(max_num_seqs=2)
+    for name in "abc":
+        scheduler.add(make_seq(2, name))
+    assert [name for name, *_ in step(scheduler)[0]] == ["a", "b"]
+    assert scheduler.waiting[0].request_id == "c"
+
+
+def test_no_more_sequences_than_tokens():
+    assert make_scheduler(max_num_batched_tokens=3).max_num_seqs == 3
+
+
+def test_splits():
+    scheduler = make_scheduler(prefill_splits=(7, 3))
+    scheduler.add(make_seq(10))
+    sizes = [step(scheduler)[0][0][1:] for _ in range(4)]
+    assert sizes == [(0, 3), (3, 4), (7, 3), (10, 1)]
+
+
+def test_the_youngest_is_preempted_and_comes_back_first():
+    scheduler = make_scheduler(small_limits(num_pages=(7,)))  # six pages of four tokens
+    a, b, c = make_seq(8, "a", 9), make_seq(8, "b", 9), make_seq(8, "c", 9)
+    for seq in (a, b, c):
+        scheduler.add(seq)
+    ran, schedule = step(scheduler)
+    assert [name for name, *_ in ran] == ["a", "b", "c"]
+    ran, schedule = step(scheduler)
+    # a takes c's pages, b has room left from them
+    assert [name for name, *_ in ran] == ["a", "b"]
+    assert schedule.preempted == [c]
+    assert c.num_computed_tokens == 0
+    assert c.output_token_ids == [1]
+    assert scheduler.waiting[0] is c
+    while scheduler.waiting:
+        step(scheduler)
+    assert a.finished
+    assert c.num_computed_tokens > 0
+
+
+def test_a_prompt_waits_until_all_of_it_fits():
+    scheduler = make_scheduler(small_limits(num_pages=(9,)), max_num_batched_tokens=4)
+    first, second = make_seq(20, "first", 4), make_seq(16, "second")
+    scheduler.add(first)
+    scheduler.add(second)
+    while not first.finished:
+        assert all(name == "first" for name, *_ in step(scheduler)[0])
+    assert step(scheduler)[0] == [("second", 0, 4)]
+
+
+def test_options_beyond_the_limits_are_refused():
+    with pytest.raises(OptionError, match="max_num_batched_tokens must be between 1 and 32"):
+        make_scheduler(max_num_batched_tokens=33)
+    with pytest.raises(OptionError, match="max_num_seqs"):
+        make_scheduler(max_num_seqs=0)
+    with pytest.raises(OptionError, match="max_prefill_chunk"):
+        make_scheduler(max_prefill_chunk=33)
+
+
+def test_windows_give_pages_back():
+    blocks = BlockManager(small_limits(num_pages=(64, 5), group_windows=(None, 6)))
+    seq = make_seq(60)
+    for start in range(60):
+        assert blocks.max_chunk(seq, 1) == 1
+        blocks.allocate(seq, start + 1)
+        seq.num_computed_tokens = start + 1
+        blocks.trim(seq)
+        # the next token, at start + 1, looks back to start + 1 - 5
+        oldest = max(0, start + 1 - 5) // 4
+        assert seq.pages[1][:oldest] == [0] * oldest
+        assert all(seq.pages[1][oldest:])
+        assert all(seq.pages[0])
+    blocks.free(seq)
+    assert blocks.num_free == (63, 4)
+
+
+@pytest.mark.parametrize("page_size", [1, 4, 16])
+def test_a_window_never_needs_more_pages_than_it_is_said_to(page_size):
+    for window in range(1, 40):
+        limits = small_limits(page_size=page_size, num_pages=(64,), group_windows=(window,))
+        said = BlockManager(limits)._window_pages(0)
+        worst = max(
+            c // page_size - max(0, c - window + 1) // page_size + 1 for c in range(10 * window)
+        )
+        assert said == worst
+
+
+def test_capacity():
+    def capacity(pages, windows):
+        return BlockManager(small_limits(num_pages=pages, group_windows=windows)).capacity_tokens
+
+    assert capacity((11,), (None,)) == 40
+    assert capacity((11, 6), (None, 8)) == 40
+    assert capacity((6,), (8,)) is None
+    assert capacity((3,), (8,)) == 8  # the window does not fit, short sequences do
+
+
+def test_a_page_freed_twice_is_a_bug_that_shows():
+    blocks = BlockManager(small_limits())
+    page = blocks.pools[0].allocate()
+    blocks.pools[0].free(page)
+    with pytest.raises(KeyError):
+        blocks.pools[0].free(page)
+
+
+def test_batch_of_a_mixture():
+    scheduler = make_scheduler(small_limits(num_pages=(64, 64), group_windows=(None, 4)))
+    scheduler.add(make_seq(9, "a"))
+    step(scheduler)
+    scheduler.add(make_seq(3, "b"))
+    limits = small_limits(num_pages=(64, 64), group_windows=(None, 4))
+    batch = build_batch(scheduler.schedule().chunks, limits)
+    check_batch(batch, limits)
+    assert batch.token_ids.tolist() == [1, 0, 1, 2]
+    assert batch.positions.tolist() == [9, 0, 1, 2]
+    assert batch.query_start.tolist() == [0, 1, 4]
+    assert batch.context_len.tolist() == [10, 3]
+    assert batch.logit_rows.tolist() == [0, 3]
+    assert batch.page_table.shape == (2, 2, 3)
+    assert (batch.page_table[1, 0] == 0).tolist() == [True, False, False]
