@@ -30,7 +30,8 @@ class LLM:
 
     Args:
         runner: runs the steps.
-        tokenizer: text to ids and back, and the chat template.
+        tokenizer: text to ids and back, and the chat template; None: prompts are token ids,
+            and the outputs have no text.
         generation_config: EOS ids and default sampling; None: the tokenizer's EOS alone.
         config: what a step may hold; within the runner's limits.
     """
@@ -38,14 +39,14 @@ class LLM:
     def __init__(
         self,
         runner: StepRunner,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         *,
         generation_config: GenerationConfig | None = None,
         config: SchedulerConfig | None = None,
     ) -> None:
         self.generation_config = generation_config or GenerationConfig()
         eos = set(self.generation_config.eos_token_ids)
-        if tokenizer.eos_token_id is not None:
+        if tokenizer is not None and tokenizer.eos_token_id is not None:
             eos.add(tokenizer.eos_token_id)
         self.engine = LLMEngine(runner, tokenizer, eos_token_ids=sorted(eos), config=config)
         self._request_ids = itertools.count()
@@ -53,7 +54,9 @@ class LLM:
         self._latest: dict[str, RequestOutput | None] = {}
 
     def get_tokenizer(self) -> Tokenizer:
-        """The tokenizer that prompts pass through."""
+        """The tokenizer that prompts pass through.  Raises RequestError where there is none."""
+        if self.engine.tokenizer is None:
+            raise RequestError("this model has no tokenizer")
         return self.engine.tokenizer
 
     def get_default_sampling_params(self) -> SamplingParams:
@@ -79,7 +82,7 @@ class LLM:
             RequestError: a prompt or parameter that cannot be served; nothing is served then.
             DeviceError: a step failed; all of these requests are aborted.
         """
-        parsed = parse_prompts(prompts, self.get_tokenizer())
+        parsed = parse_prompts(prompts, self.engine.tokenizer)
         return self._run_all(parsed, sampling_params, use_tqdm)
 
     def chat(
@@ -158,7 +161,7 @@ class LLM:
 
         Raises as `generate`: RequestError at this call, DeviceError while iterating.
         """
-        (parsed,) = parse_prompts(prompt, self.get_tokenizer())
+        (parsed,) = parse_prompts(prompt, self.engine.tokenizer)
         (params,) = self._params(sampling_params, 1)
         self.engine.check_request(parsed.token_ids, params)
         return self._follow(parsed, params, delta)
@@ -169,14 +172,14 @@ class LLM:
         Returns float32 [len(token_ids) - 1], from the model's unchanged logits.
         Raises RequestError on an empty or too long sequence.
         """
-        (parsed,) = parse_prompts([token_ids], self.get_tokenizer())
+        (parsed,) = parse_prompts([token_ids], self.engine.tokenizer)
         rows = ScoreRows(parsed.token_ids)
         self._run_prompt(parsed.token_ids, rows)
         return rows.scores
 
     def logits(self, token_ids: Sequence[int]) -> F32:
         """Teacher-forced logits, float32 [len(token_ids), V]: large; meant for tests."""
-        (parsed,) = parse_prompts([token_ids], self.get_tokenizer())
+        (parsed,) = parse_prompts([token_ids], self.engine.tokenizer)
         rows = LogitRows(len(parsed.token_ids), self.engine.limits.vocab_size)
         self._run_prompt(parsed.token_ids, rows)
         return rows.logits

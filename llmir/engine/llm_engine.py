@@ -62,7 +62,7 @@ class LLMEngine:
 
     Args:
         runner: runs the steps.
-        tokenizer: for text, stop strings and the tokens in logprobs.
+        tokenizer: for text, stop strings and the tokens in logprobs; None: token ids alone.
         eos_token_ids: ids that end an answer, besides those of `stop_token_ids`.
         config: what a step may hold; within the runner's limits.
     """
@@ -70,7 +70,7 @@ class LLMEngine:
     def __init__(
         self,
         runner: StepRunner,
-        tokenizer: Tokenizer,
+        tokenizer: Tokenizer | None,
         *,
         eos_token_ids: Seq[int] = (),
         config: SchedulerConfig | None = None,
@@ -227,7 +227,7 @@ class LLMEngine:
         output: list[int] = []
         seed = np.random.SeedSequence(None if params.seed is None else [params.seed, index])
         detokenizer = None
-        if params.detokenize:
+        if params.detokenize and self.tokenizer is not None:
             detokenizer = Detokenizer(
                 self.tokenizer,
                 request.prompt_token_ids,
@@ -288,6 +288,8 @@ class LLMEngine:
                 )
 
     def _check_params(self, params: SamplingParams) -> None:
+        if params.stop and self.tokenizer is None:
+            raise RequestError("stop needs a tokenizer, and this model has none")
         vocab_size = self.limits.vocab_size
         for name in ("logit_bias", "stop_token_ids"):
             for token_id in getattr(params, name) or ():

@@ -14,12 +14,12 @@ class Logprob:
 
     logprob        natural logarithm of its probability, from the unchanged logits
     rank           1 for the most likely; among equals the lower id comes first
-    decoded_token  its text, with the leading space that it stands for
+    decoded_token  its text, with the leading space that it stands for; None: no tokenizer
     """
 
     logprob: float
     rank: int
-    decoded_token: str
+    decoded_token: str | None
 
 
 TokenLogprobs = dict[int, Logprob]

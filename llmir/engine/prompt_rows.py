@@ -43,7 +43,7 @@ class PromptRows:
 class LogprobRows(PromptRows):
     """`prompt_logprobs`: candidates for each position of the prompt but the first."""
 
-    def __init__(self, token_ids: Sequence[int], num_top: int, tokenizer: Tokenizer) -> None:
+    def __init__(self, token_ids: Sequence[int], num_top: int, tokenizer: Tokenizer | None) -> None:
         super().__init__(len(token_ids) - 1)
         self.logprobs: list[TokenLogprobs | None] = [None]
         self._token_ids = token_ids
@@ -60,7 +60,7 @@ class ScoreRows(PromptRows):
     """The log-probability of each token given those before it."""
 
     def __init__(self, token_ids: Sequence[int]) -> None:
-        super().__init__(len(token_ids) - 1)
+        super().__init__(max(0, len(token_ids) - 1))
         self.scores = np.zeros(self.end, np.float32)
         self._token_ids = token_ids
 
@@ -80,9 +80,13 @@ class LogitRows(PromptRows):
         self.logits[position] = row_V
 
 
-def token_logprobs(row_V: F32, token_id: int, num_top: int, tokenizer: Tokenizer) -> TokenLogprobs:
+def token_logprobs(
+    row_V: F32, token_id: int, num_top: int, tokenizer: Tokenizer | None
+) -> TokenLogprobs:
     """The entry of one position: the actual token, then the `num_top` likeliest (-1: all)."""
     return {
-        candidate: Logprob(logprob, rank, tokenizer.token_text(candidate))
+        candidate: Logprob(
+            logprob, rank, None if tokenizer is None else tokenizer.token_text(candidate)
+        )
         for candidate, logprob, rank in rank_candidates(row_V, token_id, num_top)
     }

@@ -48,7 +48,7 @@ def is_one_prompt(prompts: Prompts) -> TypeGuard[Prompt]:
     return len(prompts) > 0 and isinstance(prompts[0], int | np.integer)
 
 
-def parse_prompts(prompts: Prompts, tokenizer: Tokenizer) -> list[ParsedPrompt]:
+def parse_prompts(prompts: Prompts, tokenizer: Tokenizer | None) -> list[ParsedPrompt]:
     """The prompts in order.
 
     Raises RequestError, naming what came, on anything that is not a prompt.
@@ -65,9 +65,9 @@ def parse_prompts(prompts: Prompts, tokenizer: Tokenizer) -> list[ParsedPrompt]:
     return [_parse(prompt, tokenizer) for prompt in prompts]
 
 
-def _parse(prompt: Any, tokenizer: Tokenizer) -> ParsedPrompt:
+def _parse(prompt: Any, tokenizer: Tokenizer | None) -> ParsedPrompt:
     if isinstance(prompt, str):
-        return ParsedPrompt(tokenizer.encode(prompt), prompt)
+        return ParsedPrompt(_encode(prompt, tokenizer), prompt)
     if isinstance(prompt, Mapping):
         unknown = sorted(set(prompt) - {"prompt", "prompt_token_ids"})
         if unknown:
@@ -78,9 +78,15 @@ def _parse(prompt: Any, tokenizer: Tokenizer) -> ParsedPrompt:
         if prompt.get("prompt_token_ids") is not None:
             return ParsedPrompt(_token_ids(prompt["prompt_token_ids"]), text)
         if text is not None:
-            return ParsedPrompt(tokenizer.encode(text), text)
+            return ParsedPrompt(_encode(text, tokenizer), text)
         raise RequestError("a prompt dict must have prompt or prompt_token_ids")
     return ParsedPrompt(_token_ids(prompt), None)
+
+
+def _encode(text: str, tokenizer: Tokenizer | None) -> list[int]:
+    if tokenizer is None:
+        raise RequestError("this model has no tokenizer: give token ids, not text")
+    return tokenizer.encode(text)
 
 
 def _token_ids(values: Any) -> list[int]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from llmir.engine import SamplingParams
+from llmir.engine import LLM, SamplingParams
 from llmir.errors import DeviceError, OptionError, RequestError
 
 from .fake_runner import FakeRunner, reference_greedy, reference_row, small_limits
@@ -92,10 +92,10 @@ def test_bad_prompts_serve_nothing(llm, prompts, params, match):
 
 
 def test_default_sampling_is_the_models():
-    llm = make_llm(generation={"temperature": 0.0, "max_new_tokens": 3, "eos_token_id": 399})
+    llm = make_llm(generation={"temperature": 0.0, "max_new_tokens": 3, "eos_token_id": 299})
     assert llm.get_default_sampling_params().greedy
     assert len(llm.generate("the cat")[0].outputs[0].token_ids) == 3
-    assert llm.engine.eos_token_ids == {2, 399}  # the tokenizer's EOS too
+    assert llm.engine.eos_token_ids == {2, 299}  # the tokenizer's EOS too
 
 
 def test_chat(llm):
@@ -121,7 +121,8 @@ def test_stream_is_cumulative_or_delta(llm):
     assert cumulative[-1].outputs == whole.outputs
     deltas = list(llm.stream("hello", GREEDY, delta=True))
     assert "".join(o.outputs[0].text for o in deltas) == whole.outputs[0].text
-    assert sum((o.outputs[0].token_ids for o in deltas), []) == whole.outputs[0].token_ids
+    tokens = [token for o in deltas for token in o.outputs[0].token_ids]
+    assert tokens == whole.outputs[0].token_ids
 
 
 def test_streams_side_by_side_and_generate_between(llm):
@@ -262,6 +263,22 @@ def test_the_stop_token_is_no_part_of_the_text(llm):
 def test_without_detokenizing_there_is_no_text(llm):
     params = SamplingParams(temperature=0, detokenize=False, ignore_eos=True)
     assert llm.generate("hello", params)[0].outputs[0].text == ""
+
+
+def test_without_a_tokenizer_prompts_are_token_ids():
+    llm = LLM(FakeRunner(), None)
+    params = SamplingParams(temperature=0, max_tokens=4, logprobs=1)
+    completion = llm.generate([1, 2, 3], params)[0].outputs[0]
+    assert completion.token_ids == reference_greedy([1, 2, 3], 4, small_limits())
+    assert completion.text == ""
+    assert completion.logprobs[0][completion.token_ids[0]].decoded_token is None
+    assert llm.score([1, 2, 3]).shape == (2,)
+    with pytest.raises(RequestError, match="no tokenizer: give token ids"):
+        llm.generate("hello", params)
+    with pytest.raises(RequestError, match="has no tokenizer"):
+        llm.chat(CHAT, params)
+    with pytest.raises(RequestError, match="stop needs a tokenizer"):
+        llm.generate([1], SamplingParams(stop="x"))
 
 
 def test_progress_shows_nothing_where_there_is_no_terminal(llm, capsys):
