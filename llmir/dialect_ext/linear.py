@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from llmir.dialect_ext.base import Array, AttrValue, Call, Lowering, Op, Operand, everywhere
+from llmir.dialect_ext.base import Array, AttrValue, Call, Lowering, Op, Operand
 from llmir.dialect_ext.scalar_rows import emit_scalar_rows
 from llmir.dialect_ext.tiled_rows import Tile, emit_rows, lanes_for, multiply_add
 from llmir.dialect_ext.types import TensorType, is_static
@@ -63,7 +63,10 @@ class Linear(Op):
                 provider="portable", variant="tiled", supports=_tiled_supports, emit=_emit_tiled
             ),
             Lowering(
-                provider="portable", variant="scalar", supports=everywhere, emit=_emit_scalar
+                provider="portable",
+                variant="scalar",
+                supports=_scalar_supports,
+                emit=_emit_scalar,
             ),
         )
 
@@ -73,6 +76,13 @@ def _tiled_supports(call: Call, target: Target) -> str | None:
         return "register tiles of vectors are for CPUs"
     k = call.type_of("weight").shape[1]
     return f"K = {k} is not a multiple of 4" if lanes_for(k) is None else None
+
+
+def _scalar_supports(call: Call, target: Target) -> str | None:
+    # Seen with Mesa 22.3's llvmpipe, without any error; bf16 and f32 are right there.
+    if target.kind == "vulkan" and call.type_of("weight").dtype == "f16":
+        return "f16 weights compute wrong results on a Vulkan driver; store f32 or bf16"
+    return None
 
 
 def _emit_tiled(call: Call, symbol: str) -> str:
