@@ -41,7 +41,7 @@ def to_host(device: rt.HalDevice, view: rt.HalBufferView) -> NDArray[np.float32]
     """A float32 buffer view's contents, copied to the host."""
     shape = tuple(view.shape)
     source = view.get_buffer()
-    if source.memory_type() & int(rt.MemoryType.HOST_VISIBLE):
+    if source.allowed_usage() & int(rt.BufferUsage.MAPPING_SCOPED):
         return _mapped(view, shape).copy()
     num_bytes = int(np.prod(shape, dtype=np.int64)) * 4
     staging = device.allocator.allocate_buffer(
