@@ -29,6 +29,8 @@ from llmir.errors import OptionError
 from llmir.importers.base import ImportedModel
 from llmir.passes.ir import llm_ops, parse_module
 from llmir.passes.manager import PassManager
+from llmir.passes.pipelines import TO_LLM_IR
+from llmir.passes.select_providers import SelectProviders
 from llmir.targets import Target
 
 WEIGHTS_FILE = "weights.portable.irpa"
@@ -135,20 +137,13 @@ def _lower(
     exported: str, target: Target, priority: dict[str, list[str]], print_ir_after: Sequence[str]
 ) -> _Lowered:
     module = parse_module(exported)
-    to_llm_ir = ("raise-torch-llm", "torch-to-iree", "cse-llm", "dce-llm")
     manager = PassManager(print_ir_after=tuple(print_ir_after))
-    manager.run(module, to_llm_ir)
-    manager.run(module, [_select(target, priority)])
+    manager.run(module, TO_LLM_IR)
+    manager.run(module, [SelectProviders(target=target.name, priority=priority)])
     providers = _provider_uses(module)
     flags = _flags(providers, target)
     manager.run(module, ["lower-llm"])
     return _Lowered(str(module), providers, flags)
-
-
-def _select(target: Target, priority: dict[str, list[str]]) -> Any:
-    from llmir.passes.select_providers import SelectProviders
-
-    return SelectProviders(target=target.name, priority=priority)
 
 
 def _provider_uses(module: ir.Module) -> tuple[ProviderUse, ...]:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from iree.compiler import ir
 
 from llmir.passes.base import Pass
-from llmir.passes.ir import call_of, llm_ops
+from llmir.passes.ir import attributes_key, call_of, llm_ops
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class CseLlm(Pass):
             key = (
                 operation.block,
                 operation.name,
-                str(operation.attributes),
+                attributes_key(operation),
                 tuple(operation.operands),
             )
             first = seen.setdefault(key, operation)

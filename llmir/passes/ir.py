@@ -49,6 +49,12 @@ def llm_ops(module: ir.Module) -> list[ir.Operation]:
     return [op for op in walk(module.operation) if op.name.startswith("llm.")]
 
 
+def attributes_key(operation: ir.Operation) -> tuple[tuple[str, str], ...]:
+    """An operation's attributes as something that can be hashed and compared."""
+    found = (operation.attributes[i] for i in range(len(operation.attributes)))
+    return tuple(sorted((a.name, str(a.attr)) for a in found))
+
+
 def call_of(operation: ir.Operation) -> Call:
     """The verified Call that an llm op in the IR stands for.  Raises VerifyError."""
     name = operation.name.removeprefix("llm.")

@@ -16,7 +16,7 @@ from llmir.dialect_ext.base import Call, Lowering
 from llmir.dialect_ext.registry import lowerings_of
 from llmir.errors import CompileError
 from llmir.passes.base import Pass
-from llmir.passes.ir import call_of, llm_ops, parse_module, run_mlir_pipeline
+from llmir.passes.ir import attributes_key, call_of, llm_ops, parse_module, run_mlir_pipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +26,12 @@ class LowerLlm(Pass):
     name: ClassVar[str] = "lower-llm"
 
     def run(self, module: ir.Module) -> None:
-        symbols: dict[str, str] = {}
+        symbols: dict[object, str] = {}
         with module.context, ir.Location.unknown():
             for operation in llm_ops(module):
                 call = call_of(operation)
                 lowering = _noted_lowering(operation, call)
-                key = f"{call.op.name} {operation.attributes} {list(map(str, call.operands))}"
+                key = (call.op.name, attributes_key(operation), tuple(map(str, call.operands)))
                 if key not in symbols:
                     symbols[key] = f"llm_{call.op.name}_{len(symbols)}"
                     _define(module, lowering.emit(call, symbols[key]), symbols[key])

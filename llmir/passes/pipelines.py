@@ -1,0 +1,24 @@
+"""The pipeline of a compilation, and pipelines written as text."""
+
+from __future__ import annotations
+
+from llmir.errors import OptionError
+
+TO_LLM_IR = ("raise-torch-llm", "torch-to-iree", "cse-llm", "dce-llm")
+"""From what iree-turbine imports to llm IR; select-providers and lower-llm follow per target."""
+
+
+def split_pipeline(text: str) -> tuple[str, ...]:
+    """Split `a,b{x=1,y=2},c` at the commas outside braces.  Raises OptionError if unbalanced."""
+    parts, depth = [""], 0
+    for char in text:
+        depth += (char == "{") - (char == "}")
+        if depth < 0:
+            break
+        if char == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += char
+    if depth != 0:
+        raise OptionError(f"braces do not match in the pipeline {text!r}")
+    return tuple(p.strip() for p in parts if p.strip())
