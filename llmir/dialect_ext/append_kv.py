@@ -23,9 +23,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from llmir.dialect_ext.base import Array, AttrValue, Call, Lowering, Op, Operand, everywhere
+from llmir.dialect_ext.base import Array, AttrValue, Call, Lowering, Op, Operand
 from llmir.dialect_ext.types import TensorType, is_static
 from llmir.dialect_ext.workgroups import Workgroups, cpu_only, indented
+from llmir.targets import Target
 
 
 class AppendKv(Op):
@@ -40,9 +41,7 @@ class AppendKv(Op):
         Operand(name="slots", dims=("T",), dtypes=("i32",)),
     )
 
-    def check(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> None:
+    def check(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> None:
         kv = operands[0]
         assert kv is not None
         self.expect(
@@ -74,9 +73,18 @@ class AppendKv(Op):
         return (
             Lowering(provider="portable", variant="rows", supports=cpu_only, emit=_emit_rows),
             Lowering(
-                provider="portable", variant="scatter", supports=everywhere, emit=_emit_scatter
+                provider="portable", variant="scatter", supports=not_f16_on_vulkan,
+                emit=_emit_scatter,
             ),
-        )
+        )  # fmt: skip
+
+
+def not_f16_on_vulkan(call: Call, target: Target) -> str | None:
+    """A `supports` for ops on kv: every target, but for pages of f16 on Vulkan."""
+    # Seen with Mesa 22.3's llmvpipe, without any error; bf16 and f32 are right there.
+    if target.kind == "vulkan" and call.type_of("kv").dtype == "f16":
+        return "f16 KV pages compute wrong results on a Vulkan driver; use f32 or bf16"
+    return None
 
 
 def _emit_rows(call: Call, symbol: str) -> str:
@@ -124,32 +132,46 @@ def _emit_rows(call: Call, symbol: str) -> str:
 
 
 def _emit_scatter(call: Call, symbol: str) -> str:
-    """Rows [T, 2, H, D], where they go [T, 2, H, 4], and a scatter: three dispatches.
+    """R = T * 2 * H rows [R, D], which rows of kv they are [R, 1], and a scatter of rows.
 
-    `unique_indices` is what lets the rows be written in parallel; two padding
-    rows of one slot may race, and nobody reads them.
+    Three dispatches, the second the same for every layer.  With its operands as
+    [T, 2, H, …], the scatter wrote wrong rows on Vulkan (llvmpipe; bf16, D = 24),
+    with no error, and IREE takes a reshape back to that form: so the rows are
+    made flat.  `unique_indices` is what lets them be written in parallel; two
+    padding rows of one slot may race, and nobody reads them.
     """
-    kv, k, slots = call.type_of("kv"), call.type_of("k"), call.type_of("slots")
-    tokens, heads, head_dim = k.shape[0], *kv.shape[2::2]
-    rows = TensorType((tokens, 2, heads, head_dim), kv.dtype)
-    places = TensorType((tokens, 2, heads, 4), "i32")
-    dyn = "" if is_static(tokens) else "%t_size"
+    kv, k, v, slots = (call.type_of(n) for n in ("kv", "k", "v", "slots"))
+    tokens, heads, page_size, head_dim = k.shape[0], *kv.shape[2:]
+    num_rows = tokens * 2 * heads if is_static(tokens) else None
+    num_kv_rows = kv.shape[0] * 2 * heads * page_size if is_static(kv.shape[0]) else None
+    rows, kv_rows = (TensorType((n, head_dim), kv.dtype) for n in (num_rows, num_kv_rows))
+    places = TensorType((num_rows, 1), "i32")
+    dyn = "" if is_static(tokens) else "%r_size"
     narrow = "" if kv.dtype == "f32" else f"%n = arith.truncf %w : f32 to {kv.dtype}"
+    kv_shape = ", ".join(str(d) if is_static(d) else "%n_size" for d in kv.shape)
+    which = """%t = arith.divui %r, %rows_of_token : index
+    %in_token = arith.remui %r, %rows_of_token : index
+    %x = arith.divui %in_token, %heads : index
+    %h = arith.remui %in_token, %heads : index"""
     return f"""
 {call.signature(symbol)} {{
   %c0 = arith.constant 0 : index
-  %c1 = arith.constant 1 : index
-  %c2 = arith.constant 2 : index
-  %ps = arith.constant {kv.shape[3]} : i32
+  %heads = arith.constant {heads} : index
+  %rows_of_token = arith.constant {2 * heads} : index
+  %ps = arith.constant {page_size} : index
   %t_size = tensor.dim %slots, %c0 : {slots}
+  %r_size = arith.muli %t_size, %rows_of_token : index
+  %n_size = tensor.dim %kv, %c0 : {kv}
   %rows_empty = tensor.empty({dyn}) : {rows}
   %rows = linalg.generic {{
-      indexing_maps = [affine_map<(t, x, h, d) -> (t, h, d)>, affine_map<(t, x, h, d) -> (t, h, d)>,
-                       affine_map<(t, x, h, d) -> (t, x, h, d)>],
-      iterator_types = ["parallel", "parallel", "parallel", "parallel"]
-  }} ins(%k, %v : {k}, {call.type_of("v")}) outs(%rows_empty : {rows}) {{
-  ^bb0(%from_k: f32, %from_v: f32, %o: {kv.dtype}):
-    %x = linalg.index 1 : index
+      indexing_maps = [affine_map<(r, d) -> (r, d)>], iterator_types = ["parallel", "parallel"]
+  }} outs(%rows_empty : {rows}) {{
+  ^bb0(%o: {kv.dtype}):
+    %r = linalg.index 0 : index
+    %d = linalg.index 1 : index
+    {which}
+    %from_k = tensor.extract %k[%t, %h, %d] : {k}
+    %from_v = tensor.extract %v[%t, %h, %d] : {v}
     %is_k = arith.cmpi eq, %x, %c0 : index
     %w = arith.select %is_k, %from_k, %from_v : f32
     {narrow}
@@ -157,30 +179,30 @@ def _emit_scatter(call: Call, symbol: str) -> str:
   }} -> {rows}
   %places_empty = tensor.empty({dyn}) : {places}
   %places = linalg.generic {{
-      indexing_maps = [affine_map<(t, x, h, i) -> (t)>, affine_map<(t, x, h, i) -> (t, x, h, i)>],
-      iterator_types = ["parallel", "parallel", "parallel", "parallel"]
-  }} ins(%slots : {slots}) outs(%places_empty : {places}) {{
-  ^bb0(%slot: i32, %o: i32):
-    %x = linalg.index 1 : index
-    %h = linalg.index 2 : index
-    %i = linalg.index 3 : index
-    %page = arith.divui %slot, %ps : i32
-    %kind = arith.index_cast %x : index to i32
-    %head = arith.index_cast %h : index to i32
-    %offset = arith.remui %slot, %ps : i32
-    %is_0 = arith.cmpi eq, %i, %c0 : index
-    %is_1 = arith.cmpi eq, %i, %c1 : index
-    %is_2 = arith.cmpi eq, %i, %c2 : index
-    %from_2 = arith.select %is_2, %head, %offset : i32
-    %from_1 = arith.select %is_1, %kind, %from_2 : i32
-    %from_0 = arith.select %is_0, %page, %from_1 : i32
-    linalg.yield %from_0 : i32
+      indexing_maps = [affine_map<(r, i) -> (r, i)>], iterator_types = ["parallel", "parallel"]
+  }} outs(%places_empty : {places}) {{
+  ^bb0(%o: i32):
+    %r = linalg.index 0 : index
+    {which}
+    %slot_i32 = tensor.extract %slots[%t] : {slots}
+    %slot = arith.index_cast %slot_i32 : i32 to index
+    %page = arith.divui %slot, %ps : index
+    %offset = arith.remui %slot, %ps : index
+    %page_rows = arith.muli %page, %rows_of_token : index
+    %head_rows = arith.addi %page_rows, %in_token : index
+    %first = arith.muli %head_rows, %ps : index
+    %row = arith.addi %first, %offset : index
+    %row_i32 = arith.index_cast %row : index to i32
+    linalg.yield %row_i32 : i32
   }} -> {places}
-  %y = iree_linalg_ext.scatter dimension_map = [0, 1, 2, 3] unique_indices(true)
-      ins(%rows, %places : {rows}, {places}) outs(%kv : {kv}) {{
+  %kv_rows = tensor.collapse_shape %kv [[0, 1, 2, 3], [4]] : {kv} into {kv_rows}
+  %y_rows = iree_linalg_ext.scatter dimension_map = [0] unique_indices(true)
+      ins(%rows, %places : {rows}, {places}) outs(%kv_rows : {kv_rows}) {{
   ^bb0(%new: {kv.dtype}, %old: {kv.dtype}):
     iree_linalg_ext.yield %new : {kv.dtype}
-  }} -> {kv}
+  }} -> {kv_rows}
+  %y = tensor.expand_shape %y_rows [[0, 1, 2, 3], [4]] output_shape [{kv_shape}]
+      : {kv_rows} into {kv}
   return %y : {kv}
 }}
 """

@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from llmir.dialect_ext.append_kv import not_f16_on_vulkan
 from llmir.dialect_ext.base import (
     Array,
     Attribute,
@@ -29,7 +30,6 @@ from llmir.dialect_ext.base import (
     Lowering,
     Op,
     Operand,
-    everywhere,
 )
 from llmir.dialect_ext.paged_attention_loops import emit_loops
 from llmir.dialect_ext.paged_attention_vectors import emit_vectors
@@ -58,9 +58,7 @@ class PagedAttention(Op):
     )
     attributes = (Attribute(name="scale", kind=float), Attribute(name="window", kind=int))
 
-    def check(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> None:
+    def check(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> None:
         q, kv = operands[:2]
         assert q is not None
         assert kv is not None
@@ -112,5 +110,7 @@ class PagedAttention(Op):
     def lowerings(self) -> tuple[Lowering, ...]:
         return (
             Lowering(provider="portable", variant="vectors", supports=cpu_only, emit=emit_vectors),
-            Lowering(provider="portable", variant="loops", supports=everywhere, emit=emit_loops),
+            Lowering(
+                provider="portable", variant="loops", supports=not_f16_on_vulkan, emit=emit_loops
+            ),
         )

@@ -170,9 +170,7 @@ def _dot(chunks: Sequence[int], W: int) -> list[str]:
     """`%dot@` = q · k: one fused multiply-add per chunk, then the lanes halved."""
     vec_W = f"vector<{W}xf32>"
     lines = [f"%dot@_{chunks[0]} = arith.mulf %q@_{chunks[0]}, %k{chunks[0]} : {vec_W}"]
-    lines += [
-        f"%dot@_{c} = vector.fma %q@_{c}, %k{c}, %dot@_{c - W} : {vec_W}" for c in chunks[1:]
-    ]
+    lines += [f"%dot@_{c} = vector.fma %q@_{c}, %k{c}, %dot@_{c - W} : {vec_W}" for c in chunks[1:]]
     return lines + sum_lanes("dot@", f"dot@_{chunks[-1]}", W)
 
 

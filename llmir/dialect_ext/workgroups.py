@@ -84,7 +84,7 @@ class Workgroups:
         ]
         prologue += [line for n in self.reads for line in self._load(n)]
         prologue.append(f"%out = flow.dispatch.tie_shape %out_arg : {self._out}{self._dims(None)}")
-        counts = [*self.count, 1, 1][:3]
+        counts = [self._fixed(n) for n in [*self.count, 1, 1][:3]]
         fixed = dict.fromkeys(n for n in counts if is_static(n))
         return f"""
 {self.call.signature(symbol)} {{
@@ -105,9 +105,7 @@ class Workgroups:
 }}
 """
 
-    def store(
-        self, value: str, of: str, offsets: Sequence[int | str], sizes: Sequence[int]
-    ) -> str:
+    def store(self, value: str, of: str, offsets: Sequence[int | str], sizes: Sequence[int]) -> str:
         """Write the tensor `value`, of type `of`, at `offsets` of the result."""
         ones = ", ".join(["1"] * len(sizes))
         return (
@@ -132,6 +130,14 @@ class Workgroups:
             operand = next(n for n, t in self.call.present if t.shape == self._result.shape)
         pairs = zip(self._legend(operand), self.call.type_of(operand).shape, strict=True)
         return [str(name) for name, size in pairs if not is_static(size)]
+
+    def _fixed(self, count: int | str) -> int | str:
+        """A count: as it is, or the size that the operands fix for that name."""
+        for name, t in self.call.present:
+            for dim, size in zip(self._legend(name), t.shape, strict=True):
+                if dim == count and is_static(size):
+                    return int(size)
+        return count
 
     def _legend(self, operand: str) -> tuple[str | int, ...]:
         return self.call.op.operands[self.call.op.operand_index(operand)].dims

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -89,17 +89,16 @@ def load(path: Path) -> Callable[..., rt.DeviceArray]:
     return FunctionInvoker(context, device(), vm_module.lookup_function("main"))
 
 
-def run_on_vulkan(path: Path, inputs: Sequence[tuple[Array, str]]) -> Array:
-    """Run `main` with iree-run-module on the Vulkan device; inputs are (values, dtype)."""
-    tool = shutil.which("iree-run-module")
-    assert tool, "iree-run-module is not on the PATH"
+def run_with_tool(path: Path, device_uri: str, inputs: Sequence[tuple[Array, str]]) -> Array:
+    """Run `main` with iree-run-module on a device; inputs are (values, dtype)."""
+    tool = Path(sys.executable).with_name("iree-run-module")
     args = []
     for i, (values, dtype) in enumerate(inputs):
         raw = path.with_name(f"in{i}.bin")
         (to_bf16(values) if dtype == "bf16" else values.astype(NUMPY_DTYPES[dtype])).tofile(raw)
         args.append(f"--input={'x'.join(map(str, values.shape))}x{dtype}=@{raw}")
     out = path.with_name("out.npy")
-    command = [tool, "--device=vulkan", f"--module={path}", "--function=main", *args]
+    command = [tool, f"--device={device_uri}", f"--module={path}", "--function=main", *args]
     done = subprocess.run(
         [*command, f"--output=@{out}"], capture_output=True, text=True, check=False
     )

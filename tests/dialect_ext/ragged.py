@@ -57,9 +57,7 @@ class Cache:
         starts = np.cumsum([0, *num_pages])
         self.pages = [order[a : a + n] for a, n in zip(starts, num_pages, strict=False)]
         self.kv = np.full((len(order) + 1, 2, heads.kv, ps, heads.dim), np.nan, np.float32)
-        self.q = [
-            rng.standard_normal((n, heads.q, heads.dim)).astype(np.float32) for n in lengths
-        ]
+        self.q = [rng.standard_normal((n, heads.q, heads.dim)).astype(np.float32) for n in lengths]
         for pages, length in zip(self.pages, lengths, strict=True):
             for j in range(length):
                 self.kv[pages[j // ps], :, :, j % ps] = rng.standard_normal(
