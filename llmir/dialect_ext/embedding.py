@@ -28,6 +28,7 @@ from llmir.dialect_ext.base import (
 )
 from llmir.dialect_ext.types import TensorType, is_static
 from llmir.formats.base import GroupQuantized, QuantLayout
+from llmir.targets import Target
 
 
 class Embedding(Op):
@@ -62,7 +63,7 @@ class Embedding(Op):
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
-        return (Lowering(provider="portable", supports=everywhere, emit=_emit_float),)
+        return (Lowering(provider="portable", supports=_float_tables, emit=_emit_float),)
 
 
 class QuantizedEmbedding(Op):
@@ -128,6 +129,12 @@ class QuantizedEmbedding(Op):
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
         return (Lowering(provider="portable", supports=everywhere, emit=_emit_quantized),)
+
+
+def _float_tables(call: Call, target: Target) -> str | None:
+    if target.kind == "vulkan" and call.type_of("table").dtype == "f16":
+        return "f16 tables are read wrongly by a Vulkan driver; store the weights as bf16 or f32"
+    return None
 
 
 def _emit_float(call: Call, symbol: str) -> str:

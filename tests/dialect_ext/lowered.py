@@ -19,7 +19,7 @@ from llmir.dialect_ext.types import TensorType
 from llmir.targets import resolve
 
 Array = np.ndarray[Any, Any]
-NUMPY_DTYPES = {"f32": np.float32, "f16": np.float16, "i32": np.int32}
+NUMPY_DTYPES = {"f32": np.float32, "f16": np.float16, "i32": np.int32, "i8": np.int8}
 
 
 def lowering(op: Op, variant: str) -> Lowering:
@@ -27,7 +27,7 @@ def lowering(op: Op, variant: str) -> Lowering:
 
 
 def module(
-    op: Op, types: Sequence[TensorType], attrs: Mapping[str, AttrValue], variant: str
+    op: Op, types: Sequence[TensorType | None], attrs: Mapping[str, AttrValue], variant: str
 ) -> str:
     """MLIR whose `main` is one call of the op."""
     call = op.verify(types, attrs)
@@ -39,7 +39,7 @@ def module(
 module @m {{
 {lowering(op, variant).emit(call, "op")}
 func.func @main({args}) -> {result} {{
-  %y = func.call @op({operands}) : ({", ".join(map(str, types))}) -> {result}
+  %y = func.call @op({operands}) : ({", ".join(str(t) for _, t in call.present)}) -> {result}
   return %y : {result}
 }}
 }}

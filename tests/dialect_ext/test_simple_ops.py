@@ -1,0 +1,181 @@
+"""The small ops: verifier, and the portable lowering on CPU and Vulkan against the reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
+
+from llmir import formats
+from llmir.dialect_ext.base import AttrValue, Op
+from llmir.dialect_ext.embedding import Embedding, QuantizedEmbedding
+from llmir.dialect_ext.registry import choose
+from llmir.dialect_ext.rms_norm import RmsNorm
+from llmir.dialect_ext.rope import Rope
+from llmir.dialect_ext.silu_mul import SiluMul
+from llmir.dialect_ext.types import TensorType
+from llmir.errors import CompileError, VerifyError
+from llmir.targets import resolve
+
+from .lowered import compile_text, module, run_with_tool
+
+Array = np.ndarray[Any, Any]
+TARGETS = {"cpu": "local-task", "vulkan": "vulkan"}
+rng = np.random.default_rng(7)
+
+
+def run(
+    op: Op, operands: list[tuple[Array, str] | None], attrs: dict[str, AttrValue], target: str,
+    path: Path,
+) -> Array:
+    """The op on a target; dim 0 of the first operand is dynamic, as tokens are."""
+    present = [o for o in operands if o is not None]
+    types = [None if o is None else TensorType(tuple(o[0].shape), o[1]) for o in operands]
+    assert types[0] is not None
+    rows = types[0].shape[0]
+    types = [
+        None if t is None else TensorType((None, *t.shape[1:]) if t.shape[0] == rows else t.shape,
+                                          t.dtype)
+        for t in types
+    ]
+    call = op.verify(types, attrs)
+    lowering = choose(call, resolve(target), {}).lowering
+    compile_text(module(op, types, attrs, lowering.variant), target, path / "op.vmfb")
+    return run_with_tool(path / "op.vmfb", TARGETS[target], present)
+
+
+def f32(*shape: int) -> Array:
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("rows", "dim"), [(1, 64), (7, 576), (33, 37)])
+def test_rms_norm(rows: int, dim: int, target: str, tmp_path: Path) -> None:
+    x, weight = f32(rows, dim) * 3, f32(dim)
+    norm = LlamaRMSNorm(dim, eps=1e-5)
+    norm.weight.data = torch.from_numpy(weight)
+    expected = norm(torch.from_numpy(x)).detach().numpy()
+    np.testing.assert_allclose(RmsNorm().reference(x, weight, eps=1e-5), expected, atol=2e-6)
+    got = run(RmsNorm(), [(x, "f32"), (weight, "f32")], {"eps": 1e-5}, target, tmp_path)
+    np.testing.assert_allclose(got, expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_silu_mul(target: str, tmp_path: Path) -> None:
+    gate, up = f32(9, 131) * 8, f32(9, 131)
+    gate[0, :4] = [0.0, -100.0, 100.0, -87.5]  # exp of the negation overflows or vanishes
+    expected = torch.nn.functional.silu(torch.from_numpy(gate)).numpy() * up
+    np.testing.assert_allclose(SiluMul().reference(gate, up), expected, rtol=1e-6, atol=1e-6)
+    got = run(SiluMul(), [(gate, "f32"), (up, "f32")], {}, target, tmp_path)
+    np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("heads", "head_dim"), [(3, 64), (1, 6)])
+def test_rope(heads: int, head_dim: int, target: str, tmp_path: Path) -> None:
+    x = f32(11, heads, head_dim)
+    positions = rng.permutation(50)[:11].astype(np.int32)
+    angles = np.arange(50)[:, None] / 100.0 ** (np.arange(head_dim // 2) / (head_dim // 2))
+    table = np.concatenate([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    q = torch.from_numpy(x).permute(1, 0, 2)[None]  # [1, H, T, D]
+    both = np.concatenate([angles, angles], axis=1)[positions]
+    cos, sin = (torch.from_numpy(f(both).astype(np.float32))[None] for f in (np.cos, np.sin))
+    expected = apply_rotary_pos_emb(q, q, cos, sin)[0][0].permute(1, 0, 2).numpy()
+    np.testing.assert_allclose(Rope().reference(x, positions, table), expected, atol=1e-6)
+    got = run(Rope(), [(x, "f32"), (positions, "i32"), (table, "f32")], {}, target, tmp_path)
+    np.testing.assert_allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+def test_embedding(dtype: str, target: str, tmp_path: Path) -> None:
+    table = torch.from_numpy(f32(40, 24))
+    narrow = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    ids = np.array([3, 0, 39, 3, 17], np.int32)
+    expected = torch.nn.functional.embedding(torch.from_numpy(ids), table.to(narrow)).float()
+    call = Embedding().verify([TensorType((None,), "i32"), TensorType((40, 24), dtype)], {})
+    if dtype == "f16" and target == "vulkan":
+        # Computes silently wrong results on one driver, so it is refused there.
+        with pytest.raises(CompileError, match="f16"):
+            choose(call, resolve(target), {})
+        return
+    got = run(Embedding(), [(ids, "i32"), (table.numpy(), dtype)], {}, target, tmp_path)
+    np.testing.assert_array_equal(got, expected.numpy())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("mode", ["q8_0", "q4_0", "int8", "q4_1", "q6_k"])
+def test_quantized_embedding(mode: str, target: str, tmp_path: Path) -> None:
+    if mode in formats.WEIGHT_MODES:
+        values = f32(20, 256)
+        weight = formats.Weight(
+            name="t", shape=(20, 256), format=formats.get("f32"), raw=values.view(np.uint8)
+        )
+        groups = formats.quantize(weight, mode)
+    else:
+        fmt = formats.get(mode)
+        raw = rng.integers(0, 256, (20, 256 // fmt.block_size, fmt.block_bytes), dtype=np.uint8)
+        half = np.float16(0.01).view(np.uint16).item().to_bytes(2, "little")
+        at = slice(0, 2) if mode == "q4_1" else slice(fmt.block_bytes - 2, fmt.block_bytes)
+        raw[..., at] = np.frombuffer(half, np.uint8)
+        if mode == "q4_1":
+            raw[..., 2:4] = np.frombuffer(half, np.uint8)
+        groups = formats.to_groups(
+            formats.Weight(name="t", shape=(20, 256), format=fmt, raw=raw.reshape(-1))
+        )
+    assert isinstance(groups, formats.GroupQuantized)
+    ids = np.array([19, 0, 5, 5], np.int32)
+    lay = groups.layout
+    operands = [
+        (ids, "i32"),
+        (groups.quants, "i8"),
+        (groups.scales, "f32"),
+        None if groups.mins is None else (groups.mins, "f32"),
+    ]
+    attrs = {"bits": lay.bits, "group_size": lay.group_size, "zero_point": lay.zero_point}
+    got = run(QuantizedEmbedding(), operands, attrs, target, tmp_path)
+    np.testing.assert_allclose(got, groups.dequantize()[ids], rtol=1e-6, atol=1e-7)
+
+
+F = "f32"
+
+
+@pytest.mark.parametrize(
+    ("op", "operands", "attrs", "message"),
+    [
+        (RmsNorm(), [((2, 8), F)], {"eps": 1e-5}, "expected 2 operands, got 1"),
+        (
+            RmsNorm(),
+            [((None, 8), F), ((9,), F)],
+            {"eps": 1e-5},
+            r"operand 'weight' is tensor<9xf32>, but dim D of \[D\] is 8 in operand 'x'",
+        ),
+        (RmsNorm(), [((2, 8), "f16"), ((8,), F)], {"eps": 1e-5}, "operand 'x' must be f32, got"),
+        (RmsNorm(), [((2, 8, 1), F), ((8,), F)], {"eps": 1e-5}, r"must be \[R, D\], got tensor<2"),
+        (RmsNorm(), [((2, 8), F), ((8,), F)], {}, r"attribute 'eps' \(float\) is missing"),
+        (RmsNorm(), [((2, 8), F), ((8,), F)], {"eps": 1}, "attribute 'eps' must be float, got 1"),
+        (RmsNorm(), [((2, 8), F), ((8,), F)], {"eps": -1.0}, "eps must be positive, got -1.0"),
+        (RmsNorm(), [((2, 8), F), ((8,), F)], {"eps": 1.0, "b": 1}, "unknown attribute 'b'"),
+        (RmsNorm(), [((2, 8), F), None], {"eps": 1e-5}, r"operand 'weight' \[D\] is missing"),
+        (Rope(), [((None, 2, 7), F), ((None,), "i32"), ((5, 7), F)], {}, "D must be even"),
+        (SiluMul(), [((None, 7), F), ((None, 8), F)], {}, "dim F"),
+        (Embedding(), [((3,), "i64"), ((4, 4), F)], {}, "operand 'ids' must be i32"),
+        (
+            QuantizedEmbedding(),
+            [((3,), "i32"), ((4, 2, 16), "i8"), ((4, 2), F), None],
+            {"bits": 8, "group_size": 32, "zero_point": 0},
+            "16 bytes a group; groups of 32 at 8 bits have 32",
+        ),
+    ],
+)
+def test_the_verifier_says_what_is_wrong(
+    op: Op, operands: list[Any], attrs: dict[str, AttrValue], message: str
+) -> None:
+    types = [None if o is None else TensorType(*o) for o in operands]
+    with pytest.raises(VerifyError, match=message) as error:
+        op.verify(types, attrs)
+    assert str(error.value).startswith(f"llm.{op.name}: ")
