@@ -123,8 +123,8 @@ class Scheduler:
             tokens, rows = self._take(seq, length, chunks, tokens, rows)
             index += 1
 
-        # Whoever just lost its pages comes first, and would only lose them again.
-        while self.waiting and tokens > 0 and not preempted:
+        # Whoever lost its pages comes first, and waits until all of them are free again.
+        while self.waiting and tokens > 0:
             seq = self.waiting[0]
             want = self._chunk_length(seq, tokens, rows)
             if len(self.running) == self.max_num_seqs or want == 0:

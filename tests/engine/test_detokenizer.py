@@ -80,6 +80,14 @@ def test_a_special_token_in_between_does_not_eat_a_space():
     assert text == "the the the"
 
 
+def test_ids_without_a_token_do_not_eat_a_space():
+    tokenizer = TOKENIZERS["byte_fallback"]
+    the = tokenizer.backend.token_to_id("▁the")
+    decoder = IncrementalDecoder(tokenizer)
+    text = "".join(decoder.push(i) for i in [the, 9998, 9999, the]) + decoder.finish()
+    assert text == "the the"
+
+
 def test_special_tokens_are_shown_when_asked_for():
     tokenizer = TOKENIZERS["byte_level"]
     decoder = IncrementalDecoder(tokenizer, skip_special_tokens=False)

@@ -226,7 +226,8 @@ def test_n_outputs_have_streams_of_their_own_and_seeds_repeat(llm):
     one = SamplingParams(seed=11, max_tokens=6, ignore_eos=True)
     assert llm.generate("hello", one)[0].outputs[0].token_ids == tokens[0]
     fresh = SamplingParams(n=4, max_tokens=6, ignore_eos=True)
-    assert len({tuple(c.token_ids) for c in llm.generate("hello", fresh)[0].outputs}) == 4
+    first, second = (llm.generate("hello", fresh)[0].outputs for _ in range(2))
+    assert len({tuple(c.token_ids) for c in [*first, *second]}) == 8
 
 
 def test_stop_strings_span_tokens(llm):
@@ -244,6 +245,19 @@ def test_stop_strings_span_tokens(llm):
     assert llm.generate("hello", params)[0].outputs[0].text == text[: at + len(stop)]
     for output in llm.stream("hello", params):
         assert (text[:at] + stop).startswith(output.outputs[0].text)
+
+
+def test_no_stop_string_before_min_tokens(llm):
+    (whole,) = llm.generate("hello", GREEDY)
+    text = whole.outputs[0].text
+    params = {"temperature": 0, "max_tokens": 6, "ignore_eos": True, "stop": list(set(text))}
+    (early,) = llm.generate("hello", SamplingParams(**params))
+    assert early.outputs[0].text == ""
+    (late,) = llm.generate("hello", SamplingParams(min_tokens=5, **params))
+    assert len(late.outputs[0].token_ids) >= 5
+    assert late.outputs[0].finish_reason == "stop"
+    assert late.outputs[0].text
+    assert text.startswith(late.outputs[0].text)
 
 
 def test_the_stop_token_is_no_part_of_the_text(llm):

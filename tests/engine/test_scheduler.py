@@ -5,6 +5,7 @@ import pytest
 
 from llmir.engine.batch import build_batch
 from llmir.engine.block_manager import BlockManager
+from llmir.engine.prompt_rows import PromptRows
 from llmir.engine.sampler import SampleState
 from llmir.engine.sampling_params import SamplingParams
 from llmir.engine.scheduler import Scheduler, SchedulerConfig
@@ -80,6 +81,19 @@ def test_no_more_sequences_than_tokens():
     assert make_scheduler(max_num_batched_tokens=3).max_num_seqs == 3
 
 
+def test_rows_of_logits_have_a_budget():
+    scheduler = make_scheduler(max_num_seqs=3, max_logit_rows=5)
+    for name in "abc":
+        scheduler.add(make_seq(9, name, 1))
+        scheduler.waiting[-1].prompt_rows = PromptRows(8)
+    scheduler.add(make_seq(2, "d", 1))
+    assert step(scheduler)[0] == [("a", 0, 5)]
+    for seq in scheduler.waiting:
+        seq.prompt_rows = None
+    # four rows for the rest of a's prompt and its next token, one for b
+    assert step(scheduler)[0] == [("a", 5, 4), ("b", 0, 9)]
+
+
 def test_splits():
     scheduler = make_scheduler(prefill_splits=(7, 3))
     scheduler.add(make_seq(10))
@@ -90,7 +104,8 @@ def test_splits():
 def test_the_youngest_is_preempted_and_comes_back_first():
     scheduler = make_scheduler(small_limits(num_pages=(7,)))  # six pages of four tokens
     a, b, c = make_seq(8, "a", 9), make_seq(8, "b", 9), make_seq(8, "c", 9)
-    for seq in (a, b, c):
+    d = make_seq(1, "d", 1)
+    for seq in (a, b, c, d):
         scheduler.add(seq)
     ran, schedule = step(scheduler)
     assert [name for name, *_ in ran] == ["a", "b", "c"]
@@ -101,6 +116,7 @@ def test_the_youngest_is_preempted_and_comes_back_first():
     assert c.num_computed_tokens == 0
     assert c.output_token_ids == [1]
     assert scheduler.waiting[0] is c
+    assert scheduler.waiting[1] is d  # would fit, and does not overtake
     while scheduler.waiting:
         step(scheduler)
     assert a.finished
@@ -108,7 +124,7 @@ def test_the_youngest_is_preempted_and_comes_back_first():
 
 
 def test_a_prompt_waits_until_all_of_it_fits():
-    scheduler = make_scheduler(small_limits(num_pages=(9,)), max_num_batched_tokens=4)
+    scheduler = make_scheduler(small_limits(num_pages=(9,)), max_prefill_chunk=4)
     first, second = make_seq(20, "first", 4), make_seq(16, "second")
     scheduler.add(first)
     scheduler.add(second)
