@@ -88,10 +88,13 @@ def _verb(operation: ir.Operation) -> str:
 
 
 def _sized_operations(module: ir.Module) -> Iterator[tuple[ir.Operation, ir.Value]]:
-    """Copies and allocations inside functions, each with its size in bytes."""
+    """Copies and allocations of the step, and of what runs at load, with their sizes in bytes.
+
+    IREE moves what depends on weights alone to the load: a widened weight shows there.
+    """
     for function in module.body.operations:
-        if not function.operation.name.startswith("util.func"):
-            continue  # initialisers run once, when the module is loaded
+        if function.operation.name not in ("util.func", "util.initializer"):
+            continue
         for operation in walk(function.operation):
             if operation.name in _COPIES:
                 yield operation, operation.operands[-1]
