@@ -82,6 +82,7 @@ func.func @step(INDEX, %kv: tensor<?x16xf32>) -> tensor<?x512xf32> {
     %f = arith.sitofp %v : i8 to f32
     linalg.yield %f : f32
   } -> tensor<256x512xf32>
+  %held = util.optimization_barrier %wide : tensor<256x512xf32>
   %t = tensor.dim %i0, %c0 : tensor<?xi32>
   %e = tensor.empty(%t) : tensor<?x512xf32>
   %y = linalg.generic {indexing_maps = [affine_map<(d, k) -> (d)>, affine_map<(d, k) -> (d, k)>],
@@ -89,7 +90,7 @@ func.func @step(INDEX, %kv: tensor<?x16xf32>) -> tensor<?x512xf32> {
   ^bb0(%p: i32, %o: f32):
     %row = arith.index_cast %p : i32 to index
     %k = linalg.index 1 : index
-    %v = tensor.extract %wide[%row, %k] : tensor<256x512xf32>
+    %v = tensor.extract %held[%row, %k] : tensor<256x512xf32>
     linalg.yield %v : f32
   } -> tensor<?x512xf32>
   return %y : tensor<?x512xf32>
