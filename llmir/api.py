@@ -19,7 +19,7 @@ from llmir.compiler.options import CompileOptions, cache_key, make_options, opti
 from llmir.config import Settings
 from llmir.engine.from_artifact import open_artifact
 from llmir.engine.scheduler import SchedulerConfig
-from llmir.errors import OptionError
+from llmir.errors import ArtifactError, OptionError
 from llmir.importers.files import model_files
 from llmir.importers.hub import resolve_model
 from llmir.targets import Target, resolve
@@ -74,7 +74,7 @@ def _same(place: Path, key: str) -> Artifact | None:
         return None
     try:
         found = artifacts.load(place)
-    except artifacts.ArtifactError:
+    except ArtifactError:
         return None  # damaged or of another version: compiled again
     return found if found.manifest.cache_key == key else None
 
@@ -200,6 +200,7 @@ def _artifact_of(
     if is_made:
         return artifacts.load(model, verify_weights=verify_weights)
     defaults = CompileOptions()
-    larger = {n: v for n, v in sizes.items() if v is not None and v > getattr(defaults, n)}
+    larger: dict[str, Any] = {
+        n: v for n, v in sizes.items() if v is not None and v > getattr(defaults, n)
+    }
     return compile(model, target, on_stage=on_stage, **options, **larger)
-

@@ -179,8 +179,9 @@ class Artifact:
         return sum(e.num_bytes for n, e in self.manifest.files.items() if n.endswith(".irpa"))
 
 
-def load(path: str | Path, *, verify_weights: str = "first", memo: DigestMemo | None = None
-         ) -> Artifact:
+def load(
+    path: str | Path, *, verify_weights: str = "first", memo: DigestMemo | None = None
+) -> Artifact:
     """Open an artifact and check its files against the manifest.
 
     Modules and tokenizer files are hashed at every load; the weights as
@@ -195,9 +196,9 @@ def load(path: str | Path, *, verify_weights: str = "first", memo: DigestMemo | 
             f"verify_weights must be one of {', '.join(VERIFY_WEIGHTS)}; got {verify_weights!r}"
         )
     root = Path(path)
-    manifest = _read_manifest(root)
+    manifest = read_manifest(root)
     for name, entry in manifest.files.items():
-        _check_file(root, name, entry, verify_weights, memo or DigestMemo.default())
+        check_file(root, name, entry, verify_weights, memo or DigestMemo.default())
     return Artifact(root, manifest)
 
 
@@ -243,7 +244,11 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     return manifest
 
 
-def _read_manifest(root: Path) -> Manifest:
+def read_manifest(root: Path) -> Manifest:
+    """What the manifest of an artifact says; its files are not looked at.
+
+    Raises: ArtifactNotFoundError, ArtifactVersionError, ArtifactCorruptError.
+    """
     if not is_artifact(root):
         what = "is not a directory" if not root.is_dir() else f"holds no {MANIFEST}"
         raise ArtifactNotFoundError(f"no artifact at {root}: it {what}; make one: llmir compile")
@@ -267,7 +272,7 @@ def _manifest_from_json(data: dict[str, Any]) -> Manifest:
         providers = tuple(ProviderUse(**p) for p in entry.pop("providers"))
         return ModuleEntry(providers=providers, **_tuples(entry))
 
-    nested = {
+    nested: dict[str, Any] = {
         "model": ModelSpec.from_json(data.pop("model")),
         "kv": KvLayout(**_tuples(data.pop("kv"))),
         "limits": Limits(**data.pop("limits")),
@@ -283,9 +288,10 @@ def _tuples(data: dict[str, Any]) -> dict[str, Any]:
     return {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
 
 
-def _check_file(
+def check_file(
     root: Path, name: str, entry: FileEntry, verify_weights: str, memo: DigestMemo
 ) -> None:
+    """Compare one file of an artifact with its manifest.  Raises ArtifactCorruptError."""
     path = root / name
     if Path(name).name != name:
         raise ArtifactCorruptError(f"{root}: the manifest names a file outside: {name!r}")

@@ -132,10 +132,11 @@ def compile_(
         )
     seconds = time.perf_counter() - start
     manifest = artifact.manifest
+    targets = [module.target for module in manifest.modules]
     document = {
         "artifact": str(artifact.path),
         "model": manifest.model.name,
-        "targets": [module.target for module in manifest.modules],
+        "targets": targets,
         "cached": not started,
         "cache_key": manifest.cache_key,
         "seconds": round(seconds, 3),
@@ -150,7 +151,7 @@ def compile_(
     rows = [
         ("artifact", artifact.path),
         ("model", manifest.model.name),
-        ("targets", ", ".join(document["targets"])),
+        ("targets", ", ".join(targets)),
         ("size", size),
         ("time", f"{seconds:.1f} s ({how})"),
     ]

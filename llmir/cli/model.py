@@ -59,7 +59,7 @@ def open_model(choice: ModelChoice) -> LLM:
         with stages(num_compile_stages(1)) as on_stage:
             weights = {} if choice.weights is None else {"weights": choice.weights}
             made = compile(choice.model, choice.target or "cpu", on_stage=on_stage, **weights)
-        path = made.path
+        path = str(made.path)
     elif fixed:
         raise OptionError(
             f"{' and '.join(fixed)}: fixed when an artifact is compiled; {choice.model} is one"

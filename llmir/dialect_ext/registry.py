@@ -92,7 +92,7 @@ def choose(call: Call, target: Target, priority: Mapping[str, Sequence[str]]) ->
     if call.op.name in priority:
         order = priority[call.op.name]
         candidates = tuple(x for p in order for x in candidates if x.provider == p)
-    refused = []
+    refused: list[str] = []
     for lowering in candidates:
         reason = lowering.supports(call, target)
         if reason is None:
@@ -116,10 +116,10 @@ def parse_priority(items: Iterable[str] | Mapping[str, Sequence[str]]) -> dict[s
     else:
         pairs = []
         for item in items:
-            op, sep, names = item.partition("=")
-            if not sep or not names:
+            op, sep, text = item.partition("=")
+            if not sep or not text:
                 raise OptionError(f"op priority must look like op=provider,…; got {item!r}")
-            pairs.append((op.strip(), [n.strip() for n in names.split(",")]))
+            pairs.append((op.strip(), [n.strip() for n in text.split(",")]))
     result = {}
     for op, names in pairs:
         providers = {x.provider for x in lowerings_of(op)}
