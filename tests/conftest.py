@@ -58,3 +58,11 @@ def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     directory = tmp_path / "cache"
     monkeypatch.setenv("LLMIR_CACHE", str(directory))
     yield directory
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tiny_checkpoint: Callable[..., Path]) -> Path:
+    """A tiny random-weight Llama compiled for this machine."""
+    import llmir
+
+    return llmir.compile(tiny_checkpoint("llama")).path

@@ -9,6 +9,8 @@ module's parameter that reads it: `<matrix>.weight`, or `.quants`, `.scales` and
 
 from __future__ import annotations
 
+import errno
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,7 @@ from llmir.importers.base import ImportedModel
 from llmir.models.layers import MatrixForm
 from llmir.models.rope import rope_table
 
+_HEADROOM_BYTES = 1 << 20  # for the archive's own header and the rest of the artifact
 _NUMPY = {"f32": np.float32, "f16": np.float16, "bf16": np.int16}
 
 
@@ -88,14 +91,22 @@ class StoredWeights:
 
 
 def write_archive(path: Path, parameters: Iterator[Parameter]) -> None:
-    """Write an IREE parameter archive (.irpa)."""
+    """Write an IREE parameter archive (.irpa).  Raises OSError if it does not fit on the disk."""
     # The runtime is needed here only: importing this module stays cheap.
     from iree.runtime import ParameterIndex
 
-    index = ParameterIndex()
+    index, num_bytes = ParameterIndex(), 0
     for parameter in parameters:
         index.add_buffer(parameter.name, np.ascontiguousarray(parameter.array))
-    index.create_archive_file(str(path))
+        num_bytes += parameter.array.nbytes
+    # The archive is written through a mapping, where a full disk would be a SIGBUS.
+    free = shutil.disk_usage(path.parent).free
+    if free < num_bytes + _HEADROOM_BYTES:
+        raise OSError(errno.ENOSPC, f"{path.name} needs {num_bytes} bytes, {free} are free")
+    try:
+        index.create_archive_file(str(path))
+    except (RuntimeError, ValueError, IndexError) as error:  # as IREE's status codes come out
+        raise OSError(errno.EIO, f"cannot write {path.name}: {error}") from error
 
 
 def _store(weight: Weight, mode: str) -> Weight | GroupQuantized:

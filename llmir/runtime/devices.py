@@ -15,6 +15,9 @@ import iree.runtime as rt
 from llmir.errors import DeviceError, OptionError
 from llmir.host import num_cores
 
+IREE_ERRORS = (RuntimeError, ValueError, IndexError)
+"""The exceptions that IREE's status codes become in Python."""
+
 _DRIVER_ALIASES = {"cpu": "local-task", "rocm": "hip"}
 
 
@@ -50,7 +53,7 @@ def open_device(uri: str, num_threads: int | None = None) -> rt.HalDevice:
                 raise DeviceError(f"no device {uri!r}; {_what_there_is()}")
             return driver.create_device(found[int(path)]["device_id"])
         return driver.create_device_by_uri(f"{driver_name}://{path}")
-    except (RuntimeError, ValueError) as error:
+    except IREE_ERRORS as error:
         raise DeviceError(
             f"cannot open device {uri!r}: {_first_line(error)}; {_what_there_is()}"
         ) from error
@@ -63,7 +66,7 @@ def available_devices() -> tuple[DeviceInfo, ...]:
     for driver_name in sorted(rt.query_available_drivers()):
         try:
             devices = rt.get_driver(driver_name).query_available_devices()
-        except (RuntimeError, ValueError):
+        except IREE_ERRORS:
             continue  # a driver whose library this machine lacks has no devices
         for index, device in enumerate(devices):
             uri = driver_name if driver_name.startswith("local") else f"{driver_name}://{index}"

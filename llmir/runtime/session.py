@@ -15,7 +15,7 @@ from llmir.artifact import Artifact, KvLayout, ModuleEntry
 from llmir.errors import ArtifactTargetError, DeviceError, OptionError
 from llmir.host import available_bytes, host_cpu
 from llmir.runtime.base import F32, StepBatch, StepLimits
-from llmir.runtime.devices import open_device
+from llmir.runtime.devices import IREE_ERRORS, open_device
 from llmir.runtime.transfer import ELEMENT_BYTES, ELEMENT_TYPES, to_device, to_host
 
 PARAMETER_SCOPE = "model"
@@ -103,7 +103,7 @@ class Session:
         try:
             self._context.invoke(self._function, arguments, results)
             logits = to_host(self.device, results.get_as_object(0, rt.HalBufferView))
-        except RuntimeError as error:
+        except IREE_ERRORS as error:
             raise DeviceError(
                 f"a step of {len(batch.token_ids)} tokens failed on {self.module.target}: {error}"
             ) from error
@@ -152,7 +152,7 @@ def _load(
     code = rt.VmModule.mmap(instance, str(artifact.file(module.file)))
     try:
         context = rt.VmContext(instance, [hal, parameters, code])
-    except RuntimeError as error:
+    except IREE_ERRORS as error:
         raise DeviceError(f"cannot load {module.file} on {module.target}: {error}") from error
     return context, code.lookup_function("step")
 

@@ -1,0 +1,277 @@
+"""Artifacts on disk: what loads, and what is refused with which message."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+
+import llmir
+from llmir import artifact, host
+from llmir.digests import DigestMemo
+from llmir.errors import (
+    ArtifactCorruptError,
+    ArtifactNotFoundError,
+    ArtifactTargetError,
+    ArtifactVersionError,
+    OptionError,
+    UnknownNameError,
+)
+
+
+@pytest.fixture
+def copy(tiny_artifact: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny artifact that a test may damage."""
+    return Path(shutil.copytree(tiny_artifact, tmp_path / "copy.llmir"))
+
+
+def edit_manifest(root: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    path = root / "manifest.json"
+    data = json.loads(path.read_text())
+    change(data)
+    path.write_text(json.dumps(data))
+
+
+def flip_byte(path: Path) -> None:
+    with path.open("r+b") as handle:
+        handle.seek(path.stat().st_size // 2)
+        byte = handle.read(1)[0]
+        handle.seek(-1, os.SEEK_CUR)
+        handle.write(bytes([byte ^ 1]))
+
+
+def test_the_manifest_reads_back_as_it_was_written(tiny_artifact: Path) -> None:
+    loaded = llmir.load(tiny_artifact)
+    data = json.loads((tiny_artifact / "manifest.json").read_text())
+    assert json.loads(json.dumps(dataclasses.asdict(loaded.manifest))) == data
+    assert loaded.manifest.model.architecture == "llama"
+    assert loaded.manifest.kv.group_windows == (None,)
+    assert {p.name for p in tiny_artifact.iterdir()} == {*loaded.manifest.files, "manifest.json"}
+
+
+def test_transformers_reads_the_tokenizer(tiny_artifact: Path) -> None:
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny_artifact)
+    text = "the thing in the hat"
+    assert tokenizer(text)["input_ids"] == llmir.LLM(
+        tiny_artifact, kv_cache_memory_bytes=1 << 22
+    ).get_tokenizer().encode(text)
+
+
+def test_no_artifact(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactNotFoundError, match="is not a directory; make one: llmir compile"):
+        llmir.load(tmp_path / "nothing")
+    with pytest.raises(ArtifactNotFoundError, match="holds no manifest.json"):
+        llmir.load(tmp_path)
+
+
+def test_a_newer_version(copy: Path) -> None:
+    edit_manifest(copy, lambda m: m.update(format_version=99))
+    with pytest.raises(ArtifactVersionError, match="version 99; this llmir reads up to 1: upgrade"):
+        llmir.load(copy)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.pop("kv"),
+        lambda m: m.update(surprise=1),
+        lambda m: m.update(modules=3),
+        lambda m: m["model"].pop("num_heads"),
+        lambda m: m.update(format_version="new"),
+        lambda m: m["modules"][0].update(extra=1),
+        lambda m: m.update(files=[]),
+    ],
+)
+def test_a_manifest_that_is_none(copy: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    edit_manifest(copy, change)
+    with pytest.raises(ArtifactCorruptError, match="is not a valid manifest"):
+        llmir.load(copy)
+
+
+def test_a_manifest_that_is_not_json(copy: Path) -> None:
+    (copy / "manifest.json").write_bytes(b"\xff{")
+    with pytest.raises(ArtifactCorruptError, match="is not a valid manifest"):
+        llmir.load(copy)
+
+
+def test_a_manifest_cannot_name_files_elsewhere(copy: Path) -> None:
+    entry = {"num_bytes": 1, "sha256": "0"}
+    edit_manifest(copy, lambda m: m["files"].update({"../../etc/passwd": entry}))
+    with pytest.raises(ArtifactCorruptError, match="names a file outside"):
+        llmir.load(copy)
+
+
+@pytest.mark.parametrize("suffix", [".vmfb", ".irpa", "tokenizer.json"])
+def test_a_flipped_byte(copy: Path, suffix: str) -> None:
+    (path,) = (p for p in copy.iterdir() if p.name.endswith(suffix))
+    flip_byte(path)
+    with pytest.raises(ArtifactCorruptError, match=rf"{path.name} is damaged: sha256 is [0-9a-f]+"):
+        llmir.load(copy)
+
+
+def test_a_missing_and_a_short_file(copy: Path) -> None:
+    weights = copy / "weights.portable.irpa"
+    os.truncate(weights, 1000)
+    with pytest.raises(ArtifactCorruptError, match="has 1000 bytes, the manifest says"):
+        llmir.load(copy)
+    weights.unlink()
+    with pytest.raises(ArtifactCorruptError, match=r"weights.portable.irpa is missing"):
+        llmir.load(copy)
+
+
+def test_weights_are_hashed_once_per_machine(copy: Path, cache_dir: Path) -> None:
+    weights = copy / "weights.portable.irpa"
+    llmir.load(copy)
+    assert str(weights) in json.loads((cache_dir / "digests.json").read_text())
+    # A flip that keeps size, time and inode goes unseen by "first", never by "always".
+    stat = weights.stat()
+    flip_byte(weights)
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    llmir.load(copy)
+    llmir.load(copy, verify_weights="never")
+    with pytest.raises(ArtifactCorruptError, match="is damaged"):
+        llmir.load(copy, verify_weights="always")
+    os.utime(weights)
+    with pytest.raises(ArtifactCorruptError, match="is damaged"):
+        llmir.load(copy)
+    with pytest.raises(OptionError, match="verify_weights must be one of first, always, never"):
+        llmir.load(copy, verify_weights="sometimes")
+
+
+def test_a_damaged_memory_of_digests_is_forgotten(tmp_path: Path) -> None:
+    file = tmp_path / "some"
+    file.write_bytes(b"abc")
+    memo = DigestMemo(tmp_path / "digests.json")
+    expected = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    memo.file.write_text("[nonsense")
+    assert memo.sha256(file) == expected
+    memo.file.write_text(json.dumps({str(file.resolve()): 7}))
+    assert memo.sha256(file) == expected
+
+
+def test_an_artifact_for_another_architecture(tiny_checkpoint: Callable[..., Path]) -> None:
+    made = llmir.compile(tiny_checkpoint("llama"), "cpu:aarch64")
+    with pytest.raises(ArtifactTargetError, match="cpu:aarch64 needs the aarch64 architecture"):
+        llmir.LLM(made)
+
+
+def test_an_artifact_for_a_newer_cpu(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = host.host_cpu()
+    older = dataclasses.replace(here, features=here.features - {"avx2", "fma"})
+    monkeypatch.setattr("llmir.runtime.session.host_cpu", lambda: older)
+    with pytest.raises(
+        ArtifactTargetError,
+        match=r"runs on this machine: cpu:host needs avx2, fma\. Compile the model here, or for an",
+    ):
+        llmir.LLM(tiny_artifact)
+
+
+def test_a_device_the_artifact_is_not_for(tiny_artifact: Path) -> None:
+    with pytest.raises(
+        ArtifactTargetError, match="no module for device 'cuda://0'; it has: cpu:host"
+    ):
+        llmir.LLM(tiny_artifact, device="cuda://0")
+    with pytest.raises(UnknownNameError, match="unknown target in this artifact 'metal'"):
+        llmir.load(tiny_artifact).manifest.module_for("metal")
+
+
+# -- writing ---------------------------------------------------------------------------
+
+
+def test_an_error_while_writing_leaves_what_was_there(copy: Path) -> None:
+    before = (copy / "manifest.json").read_bytes()
+    with pytest.raises(RuntimeError, match="half way"), artifact.writing(copy) as directory:
+        (directory / "manifest.json").write_text("{}")
+        raise RuntimeError("half way")
+    assert (copy / "manifest.json").read_bytes() == before
+    assert [p.name for p in copy.parent.iterdir()] == [copy.name]
+
+
+def test_only_artifacts_and_empty_directories_are_replaced(tmp_path: Path) -> None:
+    precious = tmp_path / "thesis"
+    precious.mkdir()
+    (precious / "chapter").write_text("1")
+    with pytest.raises(OptionError, match="exists and is not an llmir artifact"):
+        with artifact.writing(precious):
+            pass
+    assert (precious / "chapter").read_text() == "1"
+    file = tmp_path / "file"
+    file.write_text("x")
+    with pytest.raises(OptionError, match="exists and is not an llmir artifact"):
+        with artifact.writing(file):
+            pass
+
+
+COMPILE = """
+import os, resource, signal, sys
+from contextlib import contextmanager
+import llmir
+
+@contextmanager
+def on_stage(name):
+    if name == sys.argv[3]:
+        {action}
+    yield
+
+llmir.compile(sys.argv[1], "cpu", sys.argv[2], on_stage=on_stage)
+"""
+
+
+@pytest.mark.parametrize("stage", ["writing weights", "compiling for cpu:host"])
+def test_killed_in_the_middle(
+    stage: str, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "out.llmir"
+    model = tiny_checkpoint("llama-tied")
+    code = COMPILE.format(action="os.kill(os.getpid(), signal.SIGKILL)")
+    done = subprocess.run([sys.executable, "-c", code, model, output, stage], check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert not output.exists()
+    assert len(list(tmp_path.iterdir())) == 1, "the killed compile's directory is still there"
+    llmir.compile(model, "cpu", output)
+    llmir.load(output)
+    assert [p.name for p in tmp_path.iterdir()] == ["out.llmir"]
+
+
+def test_a_full_disk(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+    """A file-size limit stands for the full disk: the write fails the same way."""
+    output = tmp_path / "out.llmir"
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
+    code = COMPILE.format(action=limit)
+    done = subprocess.run(
+        [sys.executable, "-c", code, tiny_checkpoint("llama-tied"), output, "writing weights"],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "OSError: " in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_space_is_said_before_writing(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil._ntuple_diskusage(100, 99, 1)  # type: ignore[attr-defined]
+    monkeypatch.setattr("llmir.compiler.weights.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(OSError, match=r"weights.portable.irpa needs \d+ bytes, 1 are free"):
+        llmir.compile(tiny_checkpoint("llama-tied"), "cpu", tmp_path / "out.llmir")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_limit_is_really_what_failed() -> None:
+    """So that `test_a_full_disk` tests what it says."""
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
