@@ -101,8 +101,45 @@ func.func @step(INDEX, %kv: tensor<?x16xf32>) -> tensor<?x512xf32> {
 
 def test_a_widened_weight_is_refused() -> None:
     """IREE widens it when the module is loaded, which costs the same memory."""
-    with pytest.raises(InPlaceError, match="would allocate as much as a weight for one token"):
+    with pytest.raises(InPlaceError, match="would allocate as much as a weight, whatever"):
         check_in_place(to_stream(WIDEN, FLAGS), KV, smallest_matrix_bytes=256 * 512)
+
+
+ACTIVATIONS = """
+module {
+func.func @step(INDEX, %kv: tensor<?x16xf32>) -> tensor<?xi32> {
+  %c0 = arith.constant 0 : index
+  %t = tensor.dim %i0, %c0 : tensor<?xi32>
+  %wide_empty = tensor.empty(%t) : tensor<?x512xi32>
+  %wide = linalg.generic {indexing_maps = [affine_map<(t, d) -> (t)>, affine_map<(t, d) -> (t, d)>],
+      iterator_types = ["parallel", "parallel"]}
+      ins(%i0 : tensor<?xi32>) outs(%wide_empty : tensor<?x512xi32>) {
+  ^bb0(%v: i32, %o: i32):
+    %d = linalg.index 1 : index
+    %d32 = arith.index_cast %d : index to i32
+    %x = arith.xori %v, %d32 : i32
+    linalg.yield %x : i32
+  } -> tensor<?x512xi32>
+  %e = tensor.empty(%t) : tensor<?xi32>
+  %y = linalg.generic {indexing_maps = [affine_map<(t) -> (t)>, affine_map<(t) -> (t)>],
+      iterator_types = ["parallel"]} ins(%i1 : tensor<?xi32>) outs(%e : tensor<?xi32>) {
+  ^bb0(%d: i32, %o: i32):
+    %t_index = linalg.index 0 : index
+    %column = arith.index_cast %d : i32 to index
+    %v = tensor.extract %wide[%t_index, %column] : tensor<?x512xi32>
+    linalg.yield %v : i32
+  } -> tensor<?xi32>
+  return %y : tensor<?xi32>
+}
+}
+""".replace("INDEX", INDEX)
+
+
+def test_activations_may_be_larger_than_a_weight() -> None:
+    """As in tiny models, of which one token's activations outweigh a matrix."""
+    stream = to_stream(ACTIVATIONS, FLAGS)
+    assert "stream.resource.alloca" in stream
+    check_in_place(stream, KV, smallest_matrix_bytes=512)
 
 
 def test_a_failing_compile_says_why(tmp_path) -> None:  # type: ignore[no-untyped-def]
