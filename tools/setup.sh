@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Make .venv with llmir in it, and install what Debian has to give, each once.
+#
+#   tools/setup.sh compile         llmir with the packages that compiling needs
+#   tools/setup.sh dev vulkan      what the tests need; and Mesa's Vulkan device in software
+#
+# An argument is an extra of pyproject.toml, or "vulkan".  An extra is installed again when
+# pyproject.toml changes.  PYTHON names another interpreter than python3.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+python=${PYTHON:-python3}
+venv=.venv
+export PIP_DISABLE_PIP_VERSION_CHECK=1
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() { say "$*"; exit 1; }
+
+# apt_install WHY PACKAGE…
+apt_install() {
+  local why=$1 root=()
+  shift
+  command -v apt-get >/dev/null || die "$why: install $* (there is no apt-get here)"
+  if [ "$(id -u)" -ne 0 ]; then
+    command -v sudo >/dev/null || die "$why: as root, run: apt-get install $*"
+    root=(sudo)
+  fi
+  say "$why: apt-get install $*"
+  "${root[@]}" apt-get -qq update
+  "${root[@]}" env DEBIAN_FRONTEND=noninteractive \
+    apt-get -qq install --yes --no-install-recommends "$@" >/dev/null
+}
+
+make_venv() {
+  [ ! -x $venv/bin/python ] || ! $venv/bin/python -m pip --version >/dev/null 2>&1 || return 0
+  command -v "$python" >/dev/null || apt_install "$python is missing" python3 python3-venv
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+    die "llmir needs Python 3.11 or newer; $python is $("$python" --version).  Set PYTHON"
+  # Debian's python3 has no ensurepip; whether a venv can be made shows only by trying.
+  if ! "$python" -m venv $venv >/dev/null 2>&1; then
+    apt_install "$python cannot make virtual environments" python3-venv
+    "$python" -m venv --clear $venv
+  fi
+  say "made $venv with $($venv/bin/python --version)"
+}
+
+# install_extra NAME
+install_extra() {
+  local stamp=$venv/.installed-$1 key quiet=-q
+  key=$(sha256sum <pyproject.toml)
+  [ "$(cat "$stamp" 2>/dev/null)" != "$key" ] || return 0
+  [ ! -t 1 ] || quiet=  # a person sees pip's own progress
+  say "installing llmir[$1] into $venv; the first time takes some minutes"
+  $venv/bin/python -m pip install $quiet -e ".[$1]"
+  echo "$key" >"$stamp"
+}
+
+install_vulkan() {
+  ! compgen -G '/usr/share/vulkan/icd.d/lvp_icd*.json' >/dev/null ||
+    ! /sbin/ldconfig -p | grep -q libvulkan.so.1 || return 0
+  apt_install "the Vulkan tests need a device" mesa-vulkan-drivers libvulkan1
+}
+
+for what in "$@"; do
+  case $what in
+    vulkan) install_vulkan ;;
+    *)
+      make_venv
+      install_extra "$what"
+      ;;
+  esac
+done
