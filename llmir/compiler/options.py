@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,8 @@ def cache_key(files: Sequence[str], targets: Sequence[str], options: CompileOpti
     """A name for the artifact that these inputs give: 32 hexadecimal digits.
 
     It covers the bytes of the model's files, targets, options, the pinned tools'
-    versions and llmir's own code; not the names or places of files.
+    versions, llmir's own code and the packages that add ops or providers; not the
+    names or places of files.
     """
     memo = DigestMemo.default()
     facts = {
@@ -89,6 +91,7 @@ def cache_key(files: Sequence[str], targets: Sequence[str], options: CompileOpti
         "tools": tool_versions(),
         "format": FORMAT_VERSION,
         "code": _code_digest(),
+        "plugins": _plugins(),
         "host": _host_cpu() if "cpu:host" in targets else "",
     }
     text = json.dumps(facts, sort_keys=True)
@@ -104,6 +107,12 @@ def _code_digest() -> str:
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def _plugins() -> list[str]:
+    """The installed packages that add ops or providers, with their versions."""
+    found = (p for g in ("llmir.ops", "llmir.providers") for p in metadata.entry_points(group=g))
+    return sorted(f"{p.value} {p.dist.version if p.dist else ''}" for p in found)
 
 
 def _host_cpu() -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module, metadata
 
 from llmir.dialect_ext.base import Call, Lowering, Op
@@ -30,27 +30,23 @@ _OWN_OPS = (
 )
 
 
-@dataclass(slots=True)
-class _Registry:
-    ops: dict[str, Op] = field(default_factory=dict)
-    lowerings: dict[str, list[Lowering]] = field(default_factory=dict)
-
-
 def register_op(op: Op) -> Op:
     """Add an op.  Raises OptionError if its name is taken.  Returns `op`."""
-    _add_op(_registry(), op)
+    lowerings = _lowerings()
+    _add_op(_ops(), op)
+    lowerings[op.name] = list(op.lowerings)
     return op
 
 
 def register_lowering(op_name: str, lowering: Lowering) -> Lowering:
     """Add a lowering for an op; it is tried before those already there.  Returns it."""
-    _add_lowering(_registry(), op_name, lowering)
+    _add_lowering(_lowerings(), op_name, lowering)
     return lowering
 
 
 def get_op(name: str) -> Op:
     """The op of that name.  Raises UnknownNameError listing the names."""
-    ops = _registry().ops
+    ops = _ops()
     if name not in ops:
         raise UnknownNameError("op", name, ops)
     return ops[name]
@@ -58,19 +54,19 @@ def get_op(name: str) -> Op:
 
 def op_names() -> tuple[str, ...]:
     """The names of all ops, sorted."""
-    return tuple(sorted(_registry().ops))
+    return tuple(sorted(_ops()))
 
 
 def provider_names() -> tuple[str, ...]:
     """The names of all providers of any op, sorted."""
-    found = {x.provider for xs in _registry().lowerings.values() for x in xs}
+    found = {x.provider for xs in _lowerings().values() for x in xs}
     return tuple(sorted(found))
 
 
 def lowerings_of(op_name: str) -> tuple[Lowering, ...]:
     """The lowerings of an op in the order in which they are tried by default."""
     get_op(op_name)
-    return tuple(_registry().lowerings[op_name])
+    return tuple(_lowerings()[op_name])
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,8 +93,7 @@ def choose(call: Call, target: Target, priority: Mapping[str, Sequence[str]]) ->
         reason = lowering.supports(call, target)
         if reason is None:
             return Choice(lowering, tuple(refused))
-        label = f"{lowering.provider}/{lowering.variant}".rstrip("/")
-        refused.append(f"{label}: {reason}")
+        refused.append(f"{_label(lowering)}: {reason}")
     types = ", ".join(str(t) for _, t in call.present)
     raise CompileError(
         f"no provider lowers llm.{call.op.name}({types}) for {target.name}: "
@@ -131,32 +126,42 @@ def parse_priority(items: Iterable[str] | Mapping[str, Sequence[str]]) -> dict[s
 
 
 @functools.cache
-def _registry() -> _Registry:
-    registry = _Registry()
+def _ops() -> dict[str, Op]:
+    ops: dict[str, Op] = {}
     for entry_point in _OWN_OPS:
         module, cls = entry_point.split(":")
-        _add_op(registry, getattr(import_module(f"llmir.dialect_ext.{module}"), cls)())
+        _add_op(ops, getattr(import_module(f"llmir.dialect_ext.{module}"), cls)())
     for entry in metadata.entry_points(group="llmir.ops"):
-        _add_op(registry, entry.load()())
+        _add_op(ops, entry.load()())
+    return ops
+
+
+@functools.cache
+def _lowerings() -> dict[str, list[Lowering]]:
+    # After the ops are there: a provider may look at the ops it lowers.
+    lowerings = {name: list(op.lowerings) for name, op in _ops().items()}
     for entry in metadata.entry_points(group="llmir.providers"):
         for op_name, lowering in entry.load()():
-            _add_lowering(registry, op_name, lowering)
-    return registry
+            _add_lowering(lowerings, op_name, lowering)
+    return lowerings
 
 
-def _add_op(registry: _Registry, op: Op) -> None:
-    if op.name in registry.ops:
+def _add_op(ops: dict[str, Op], op: Op) -> None:
+    if op.name in ops:
         raise OptionError(f"an op named {op.name!r} is registered already")
-    registry.ops[op.name] = op
-    registry.lowerings[op.name] = list(op.lowerings)
+    ops[op.name] = op
 
 
-def _add_lowering(registry: _Registry, op_name: str, lowering: Lowering) -> None:
-    if op_name not in registry.ops:
-        raise UnknownNameError("op", op_name, registry.ops)
-    taken = {(x.provider, x.variant) for x in registry.lowerings[op_name]}
-    if (lowering.provider, lowering.variant) in taken:
-        raise OptionError(
-            f"llm.{op_name} has a lowering {lowering.provider}/{lowering.variant} already"
-        )
-    registry.lowerings[op_name].insert(0, lowering)
+def _add_lowering(
+    lowerings: dict[str, list[Lowering]], op_name: str, lowering: Lowering
+) -> None:
+    if op_name not in lowerings:
+        raise UnknownNameError("op", op_name, lowerings)
+    label = _label(lowering)
+    if label in map(_label, lowerings[op_name]):
+        raise OptionError(f"llm.{op_name} has a lowering {label} already")
+    lowerings[op_name].insert(0, lowering)
+
+
+def _label(lowering: Lowering) -> str:
+    return f"{lowering.provider}/{lowering.variant}".rstrip("/")
