@@ -1,0 +1,121 @@
+"""Steps of an artifact, timed: the StepRunner alone, without scheduler, sampler and text.
+
+`measure_case` measures one row, in a process that does nothing else (`worker`), so that
+load time and peak memory are those of serving this row.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmir import artifact as artifacts
+from llmir.bench.cases import Case, Sequences, chunks_of
+from llmir.bench.costs import Span, StepCosts
+from llmir.engine.from_artifact import open_artifact
+from llmir.runtime.base import StepRunner
+
+DECODE_STEPS_PER_REPEAT = 20
+DECODE_WARM_UP_STEPS = 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """How the artifact is opened; as in engine.from_artifact.open_artifact."""
+
+    device: str | None = None
+    num_threads: int | None = None
+    kv_cache_memory_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What was seen in a row's process; nothing is left out or averaged here.
+
+    load_s                   artifacts.load, then device, module, weights, KV pools, tokenizer
+    first_step_s             the first step of all, of one token
+    step_s                   every measured step's seconds, [repeat][step]
+    first_token_s            prefill, per repeat: from token ids to the first token chosen
+    peak_memory_bytes        VmHWM, mapped weights among them; None where /proc has none
+    kv_pool_bytes            allocated; pages that nothing was written to cost no memory
+    kv_used_bytes            of the pages that this row wrote, and page 0
+    """
+
+    load_s: float
+    first_step_s: float
+    step_s: list[list[float]]
+    first_token_s: list[float]
+    peak_memory_bytes: int | None
+    kv_pool_bytes: int
+    kv_used_bytes: int
+
+
+def measure_case(path: Path, case: Case, options: RunOptions, repeats: int) -> Measured:
+    """Open the artifact and measure one row.  Peak memory is this whole process's.
+
+    Raises as artifact.load and engine.from_artifact.open_artifact; DeviceError.
+    """
+    # What is imported belongs to the start of a process, not to the artifact.
+    import llmir.runtime.session  # noqa: F401
+
+    start = time.perf_counter()
+    artifact = artifacts.load(path)
+    runner = open_artifact(
+        artifact,
+        device=options.device,
+        kv_cache_memory_bytes=options.kv_cache_memory_bytes,
+        num_threads=options.num_threads,
+    ).runner
+    load_s = time.perf_counter() - start
+    first_step_s, _ = Sequences(runner, 1, 1).step(Span(0, 1))
+
+    first_token_s: list[float] = []
+    if case.phase == "decode":
+        step_s = _measure_decode(runner, case, repeats)
+    else:
+        step_s, first_token_s = _measure_prefill(runner, case, repeats)
+    costs = StepCosts.of(artifact.manifest)
+    return Measured(
+        load_s=load_s,
+        first_step_s=first_step_s,
+        step_s=step_s,
+        first_token_s=first_token_s,
+        peak_memory_bytes=peak_memory_bytes(),
+        kv_pool_bytes=costs.pool_bytes(runner.limits.num_pages),
+        kv_used_bytes=costs.kv_bytes(case.batch, case.tokens_per_seq),
+    )
+
+
+def _measure_prefill(
+    runner: StepRunner, case: Case, repeats: int
+) -> tuple[list[list[float]], list[float]]:
+    seqs = Sequences(runner, 1, case.prompt_tokens)
+    spans = list(chunks_of(0, case.prompt_tokens, runner.limits.max_num_batched_tokens))
+    step_s, first_token_s = [], []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        steps = [seqs.step(span) for span in spans]
+        steps[-1][1].argmax(axis=-1)
+        first_token_s.append(time.perf_counter() - start)
+        step_s.append([seconds for seconds, _ in steps])
+        seqs.release()
+    return step_s[1:], first_token_s[1:]  # the first was to warm up
+
+
+def _measure_decode(runner: StepRunner, case: Case, repeats: int) -> list[list[float]]:
+    seqs = Sequences(runner, case.batch, case.depth + 1)
+    seqs.fill(case.depth)
+    span = Span(case.depth, case.depth + 1)
+    for _ in range(DECODE_WARM_UP_STEPS):
+        seqs.step(span)
+    return [[seqs.step(span)[0] for _ in range(DECODE_STEPS_PER_REPEAT)] for _ in range(repeats)]
+
+
+def peak_memory_bytes() -> int | None:
+    """The most memory that this process had resident; of files mapped, the pages touched."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
+    return int(lines["VmHWM"].split()[0]) * 1024

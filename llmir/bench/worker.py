@@ -1,0 +1,81 @@
+"""The process that measures: `python -m llmir.bench.worker`, a job on stdin, a result on stdout.
+
+    {"job": "limits", "num_threads": 2}                                → MachineLimits
+    {"job": "case", "path": …, "case": {…}, "options": {…}, "repeats": 5}  → Measured
+
+A fresh process per job: its peak memory and load time are those of the one row, and BLAS
+can be told its threads before numpy loads.  A result is {"result": {…}}, or {"error":
+[kind, message]} for an error of llmir's own; `run_job` raises it again on the other side.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from llmir import errors
+from llmir.errors import DeviceError, LlmirError
+
+_BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+
+
+def run_job(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a job in a process of its own and return its result.
+
+    Raises: the LlmirError that ended it; DeviceError if the process died of something else.
+    """
+    done = subprocess.run(
+        [sys.executable, "-m", "llmir.bench.worker"],
+        input=json.dumps(job),
+        stdout=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise DeviceError(
+            f"the measuring process ended with status {done.returncode}; its messages are above"
+        )
+    # Whatever a driver may print comes before.
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    if "error" in answer:
+        kind, message = answer["error"]
+        error = LlmirError.__new__(getattr(errors, kind))
+        error.args = (message,)
+        raise error
+    return dict(answer["result"])
+
+
+def _limits(job: dict[str, Any]) -> Any:
+    for name in _BLAS_THREADS:
+        os.putenv(name, "1")
+    from llmir.bench.limits import measure_limits
+
+    return measure_limits(job["num_threads"])
+
+
+def _case(job: dict[str, Any]) -> Any:
+    from llmir.bench.cases import Case
+    from llmir.bench.measure import RunOptions, measure_case
+
+    return measure_case(
+        Path(job["path"]), Case(**job["case"]), RunOptions(**job["options"]), job["repeats"]
+    )
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    try:
+        result = {"limits": _limits, "case": _case}[job["job"]](job)
+        answer: dict[str, Any] = {"result": dataclasses.asdict(result)}
+    except LlmirError as error:
+        answer = {"error": [type(error).__name__, str(error)]}
+    print(json.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
