@@ -27,6 +27,7 @@ from llmir.config import ModelSpec
 from llmir.dialect_ext.registry import lowerings_of, parse_priority
 from llmir.errors import OptionError
 from llmir.importers.base import ImportedModel
+from llmir.models.rope import check_max_len
 from llmir.passes.ir import llm_ops, parse_module
 from llmir.passes.manager import PassManager
 from llmir.passes.pipelines import TO_LLM_IR
@@ -113,6 +114,7 @@ def compile_model(
 def _limits(spec: ModelSpec, options: CompileOptions) -> Limits:
     native = spec.max_position_embeddings
     wanted = options.max_model_len or min(native, DEFAULT_MAX_MODEL_LEN)
+    check_max_len(spec, wanted)
     if wanted > native:
         raise OptionError(
             f"max_model_len {wanted} is beyond the {native} positions that {spec.name} has"

@@ -111,7 +111,7 @@ def write_archive(path: Path, parameters: Iterator[Parameter]) -> None:
 
 def _store(weight: Weight, mode: str) -> Weight | GroupQuantized:
     if len(weight.shape) == 1:
-        return formats.quantize(weight, "f32")
+        return formats.widen(weight)  # the modules declare every vector as f32
     return formats.quantize(weight, mode)
 
 

@@ -16,7 +16,7 @@ from llmir.errors import UnknownNameError, UnsupportedModelError
 from llmir.formats import floats, iq, kquants, legacy
 from llmir.formats.base import Format, GroupQuantized, QuantLayout, Weight
 from llmir.formats.packing import pack, unpack
-from llmir.formats.rounding import WEIGHT_MODES, quantize, to_groups
+from llmir.formats.rounding import WEIGHT_MODES, quantize, to_groups, widen
 
 __all__ = [
     "WEIGHT_MODES",
@@ -31,6 +31,7 @@ __all__ = [
     "quantize",
     "to_groups",
     "unpack",
+    "widen",
 ]
 
 _ALL = (*floats.FORMATS, *legacy.FORMATS, *kquants.FORMATS, *iq.FORMATS)

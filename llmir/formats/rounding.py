@@ -49,11 +49,11 @@ def quantize(weight: Weight, mode: str) -> Weight | GroupQuantized:
     if mode not in WEIGHT_MODES:
         raise UnknownNameError("weight mode", mode, WEIGHT_MODES)
     if len(weight.shape) < 2:
-        return weight if weight.format.is_float else _widen(weight)
+        return weight if weight.format.is_float else widen(weight)
     if mode in ("keep", weight.format.name):
         return weight if weight.format.is_float else to_groups(weight)
     if mode == "f32":
-        return _widen(weight)
+        return widen(weight)
     if mode == "bf16":
         return _narrow_to_bf16(weight)
     group_size, round_rows = _ROUNDERS[mode]
@@ -80,7 +80,11 @@ def _require_matrix(weight: Weight) -> None:
         )
 
 
-def _widen(weight: Weight) -> Weight:
+def widen(weight: Weight) -> Weight:
+    """`weight` in float32, whatever its shape; the same values.
+
+    Raises CorruptModelError as `Weight.blocks` does.
+    """
     return _float_weight(weight, F32_FORMAT, weight.dequantize().astype("<f4", copy=False))
 
 

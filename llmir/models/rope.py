@@ -37,18 +37,10 @@ def rope_table(spec: ModelSpec, max_len: int) -> F32:
     Returns float32 [max_len, head_dim]; row p is cos[F] ++ sin[F] of position p's
     angles, times YaRN's attention factor where there is one.
 
-    Raises UnsupportedModelError where `max_len` passes the original context of a
-    model with dynamic NTK scaling, whose frequencies then depend on the longest
-    sequence in the batch; CorruptModelError on an odd head_dim.
+    Raises UnsupportedModelError as `check_max_len`; CorruptModelError on an odd head_dim.
     """
+    check_max_len(spec, max_len)
     scaling = spec.rope_scaling
-    if scaling.kind == "dynamic" and max_len > _original_context(spec):
-        raise UnsupportedModelError(
-            f"{spec.name}: dynamic NTK RoPE scaling is served within the original context of "
-            f"{_original_context(spec)} positions only, and {max_len} were asked for; "
-            "beyond it, frequencies depend on the longest sequence in a batch. "
-            "Lower the maximum length"
-        )
     inv_freq = rope_inv_freq(spec)
     factor = _f32(rope_attention_factor(scaling))
     half = len(inv_freq)
@@ -64,6 +56,19 @@ def rope_table(spec: ModelSpec, max_len: int) -> F32:
     if factor != 1:
         table *= factor
     return table
+
+
+def check_max_len(spec: ModelSpec, max_len: int) -> None:
+    """Raise UnsupportedModelError where `max_len` passes the original context of a model
+    with dynamic NTK scaling, whose frequencies then depend on the longest sequence in the batch.
+    """
+    if spec.rope_scaling.kind == "dynamic" and max_len > _original_context(spec):
+        raise UnsupportedModelError(
+            f"{spec.name}: dynamic NTK RoPE scaling is served within the original context of "
+            f"{_original_context(spec)} positions only, and {max_len} were asked for; "
+            "beyond it, frequencies depend on the longest sequence in a batch. "
+            "Lower the maximum length"
+        )
 
 
 def rope_inv_freq(spec: ModelSpec) -> F32:
