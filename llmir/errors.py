@@ -1,16 +1,16 @@
 """Every error that llmir raises on purpose.
 
     LlmirError
-    ├── OptionError (ValueError)           a parameter or flag llmir does not accept, refused by name
-    │   └── UnknownNameError               a name that is not registered; the message lists those that are
+    ├── OptionError (ValueError)           a parameter or flag, refused by name
+    │   └── UnknownNameError               a name not registered; lists those that are
     ├── ModelError (ValueError)            the model given to the compiler
     │   ├── ModelNotFoundError             no such file, directory or hub id
-    │   ├── UnsupportedModelError          valid, but an architecture, type or option llmir does not have
+    │   ├── UnsupportedModelError          valid, but needs what llmir does not have
     │   └── CorruptModelError              truncated, inconsistent, or not what it says it is
     ├── CompileError (RuntimeError)        turning a model into modules
     │   ├── VerifyError                    llm IR that breaks an op's contract
-    │   ├── ToolVersionError               torch or an IREE package has another version than the pinned one
-    │   └── InPlaceError                   the compiled step would copy or allocate a KV page set or a weight
+    │   ├── ToolVersionError               torch or an IREE package is not the pinned one
+    │   └── InPlaceError                   the step would copy KV pages or a weight
     ├── ArtifactError (RuntimeError)       the artifact directory
     │   ├── ArtifactNotFoundError          no manifest there
     │   ├── ArtifactVersionError           written by a newer llmir

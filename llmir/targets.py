@@ -78,9 +78,7 @@ def _rocm(arch: str) -> Target:
 
 
 def _single(kind: str) -> Target:
-    return Target(
-        kind=kind, arch="", flags=(f"--iree-hal-target-device={kind}",), driver=kind
-    )
+    return Target(kind=kind, arch="", flags=(f"--iree-hal-target-device={kind}",), driver=kind)
 
 
 TARGETS: dict[str, Target] = {

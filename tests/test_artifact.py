@@ -166,9 +166,7 @@ def test_an_artifact_for_another_architecture(tiny_checkpoint: Callable[..., Pat
         llmir.LLM(made)
 
 
-def test_an_artifact_for_a_newer_cpu(
-    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_artifact_for_a_newer_cpu(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = host.host_cpu()
     older = dataclasses.replace(here, features=here.features - {"avx2", "fma"})
     monkeypatch.setattr("llmir.runtime.session.host_cpu", lambda: older)
@@ -193,7 +191,7 @@ def test_a_device_the_artifact_is_not_for(tiny_artifact: Path) -> None:
 
 def test_an_error_while_writing_leaves_what_was_there(copy: Path) -> None:
     before = (copy / "manifest.json").read_bytes()
-    with pytest.raises(RuntimeError, match="half way"), artifact.writing(copy) as directory:
+    with pytest.raises(RuntimeError, match="half way"), artifact.writing(copy) as directory:  # noqa: PT012
         (directory / "manifest.json").write_text("{}")
         raise RuntimeError("half way")
     assert (copy / "manifest.json").read_bytes() == before
@@ -204,15 +202,14 @@ def test_only_artifacts_and_empty_directories_are_replaced(tmp_path: Path) -> No
     precious = tmp_path / "thesis"
     precious.mkdir()
     (precious / "chapter").write_text("1")
-    with pytest.raises(OptionError, match="exists and is not an llmir artifact"):
-        with artifact.writing(precious):
-            pass
+    refused = "exists and is not an llmir artifact"
+    with pytest.raises(OptionError, match=refused), artifact.writing(precious):
+        pass
     assert (precious / "chapter").read_text() == "1"
     file = tmp_path / "file"
     file.write_text("x")
-    with pytest.raises(OptionError, match="exists and is not an llmir artifact"):
-        with artifact.writing(file):
-            pass
+    with pytest.raises(OptionError, match=refused), artifact.writing(file):
+        pass
 
 
 COMPILE = """

@@ -78,9 +78,8 @@ def may_import(importer: str, imported: str) -> bool:
     for order in (GROUND, TOP):
         if importer in order and imported in order:
             return order.index(imported) < order.index(importer)
-    if {importer, imported} & LEFT and {importer, imported} & RIGHT and not (
-        FLOORS[importer] == 5
-    ):
+    pair = {importer, imported}
+    if pair & LEFT and pair & RIGHT and FLOORS[importer] != 5:
         return False  # between the towers
     return FLOORS[imported] < FLOORS[importer]
 

@@ -150,9 +150,11 @@ def _lower(
 
 def _provider_uses(module: ir.Module) -> tuple[ProviderUse, ...]:
     def text(operation: ir.Operation, name: str) -> str:
-        return ir.StringAttr(operation.attributes[name]).value if (
-            name in operation.attributes
-        ) else ""
+        return (
+            ir.StringAttr(operation.attributes[name]).value
+            if (name in operation.attributes)
+            else ""
+        )
 
     counted = Counter(
         (
@@ -216,4 +218,3 @@ def _write_tokenizer(directory: Path, model: ImportedModel) -> None:
 
 def _write_json(path: Path, data: dict[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-

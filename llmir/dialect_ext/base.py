@@ -23,7 +23,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from llmir.dialect_ext.types import Dim, TensorType, dims_conflict
@@ -144,14 +143,12 @@ class Op(ABC):
     def lowerings(self) -> tuple[Lowering, ...]:
         """The op's own lowerings, best first."""
 
-    def check(
+    def check(  # noqa: B027  most ops demand no more than their signature
         self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
     ) -> None:
         """What only this op demands.  Use `self.fail` and `self.expect`."""
 
-    def verify(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> Call:
+    def verify(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> Call:
         """Check a use of the op against its signature; returns it as a Call.
 
         Raises VerifyError naming the op, the operand, what was expected and what came.

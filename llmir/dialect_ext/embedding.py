@@ -40,9 +40,7 @@ class Embedding(Op):
         Operand(name="table", dims=("V", "K"), dtypes=("f32", "f16", "bf16")),
     )
 
-    def check(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> None:
+    def check(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> None:
         table = operands[1]
         assert table is not None
         self.expect(is_static(table.shape[1]), f"K must be static, got table {table}")
@@ -85,9 +83,7 @@ class QuantizedEmbedding(Op):
         Attribute(name="zero_point", kind=int),
     )
 
-    def check(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> None:
+    def check(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> None:
         quants = operands[1]
         assert quants is not None
         self.expect(all(map(is_static, quants.shape)), f"quants must be static, got {quants}")

@@ -29,9 +29,7 @@ class Linear(Op):
         Operand(name="bias", dims=("N",), dtypes=("f32",), optional=True),
     )
 
-    def check(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> None:
+    def check(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> None:
         x, weight = operands[:2]
         assert x is not None
         assert weight is not None
@@ -120,7 +118,10 @@ def _emit_scalar(call: Call, symbol: str) -> str:
     """See scalar_rows."""
     x, weight = call.type_of("x"), call.type_of("weight")
     wide = weight.dtype == "f32"
-    return emit_scalar_rows(call, symbol, f"""
+    return emit_scalar_rows(
+        call,
+        symbol,
+        f"""
     %columns = arith.constant {weight.shape[1]} : index
     %acc = scf.for %k = %c0 to %columns step %c1 iter_args(%acc_k = %zero) -> (f32) {{
       %x_k = tensor.extract %x[%t, %k] : {x}
@@ -129,4 +130,5 @@ def _emit_scalar(call: Call, symbol: str) -> str:
       %p = arith.mulf %x_k, %{"stored" if wide else "w"} : f32
       %acc_next = arith.addf %acc_k, %p : f32
       scf.yield %acc_next : f32
-    }}""")
+    }}""",
+    )

@@ -54,9 +54,7 @@ class QuantizedMatmul(Op):
         Attribute(name="zero_point", kind=int),
     )
 
-    def check(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> None:
+    def check(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> None:
         x, quants = operands[:2]
         assert x is not None
         assert quants is not None
@@ -108,9 +106,7 @@ class QuantizedMatmul(Op):
             Lowering(
                 provider="portable", variant="tiled", supports=_tiled_supports, emit=_emit_tiled
             ),
-            Lowering(
-                provider="portable", variant="scalar", supports=everywhere, emit=_emit_scalar
-            ),
+            Lowering(provider="portable", variant="scalar", supports=everywhere, emit=_emit_scalar),
         )
 
 
@@ -144,9 +140,13 @@ def _emit_tiled(call: Call, symbol: str) -> str:
 def _sum_over_k(call: Call, tile: Tile) -> str:
     quants, scales = call.type_of("quants"), call.type_of("scales")
     per_row = "permutation_map = affine_map<(n, g) -> (n, 0)>"
-    read_mins = "" if call.operand("mins") is None else f"""
+    read_mins = (
+        ""
+        if call.operand("mins") is None
+        else f"""
       %min = vector.transfer_read %mins_t[%n, %g], %zero {{in_bounds = [true, true],
           {per_row}}} : {scales}, {tile.vec("f32")}"""
+    )
     return f"""
     %acc = scf.for %g = %c0 to %groups step %c1 iter_args(%acc_g = %init) -> ({tile.acc}) {{
       %scale = vector.transfer_read %scales_t[%n, %g], %zero {{in_bounds = [true, true],
@@ -192,8 +192,12 @@ def _dequantize(call: Call, tile: Tile, *, q: str, out: str) -> str:
     """%out f32 of the integers %q: the formula at the top of this module."""
     i32, f32 = tile.vec("i32"), tile.vec("f32")
     scaled = out if call.operand("mins") is None else f"{out}_scaled"
-    add_min = "" if scaled == out else f"""
+    add_min = (
+        ""
+        if scaled == out
+        else f"""
         %{out} = arith.addf %{scaled}, %min fastmath<contract> : {f32}"""
+    )
     return f"""
         %{out}_zero = arith.constant dense<{call.attrs["zero_point"]}> : {i32}
         %{out}_q = arith.subi %{q}, %{out}_zero : {i32}
@@ -238,7 +242,10 @@ def _emit_scalar(call: Call, symbol: str) -> str:
         steps = f"""
         %wide = arith.extsi %byte : i8 to i32
 {element("byte", q="wide", k="k", acc="acc_j")}"""
-    return emit_scalar_rows(call, symbol, f"""
+    return emit_scalar_rows(
+        call,
+        symbol,
+        f"""
     %groups = arith.constant {quants.shape[1]} : index
     %group_size = arith.constant {g} : index
     %group_bytes = arith.constant {quants.shape[2]} : index
@@ -254,4 +261,5 @@ def _emit_scalar(call: Call, symbol: str) -> str:
         scf.yield %acc_{last} : f32
       }}
       scf.yield %acc_next : f32
-    }}""")
+    }}""",
+    )

@@ -152,9 +152,7 @@ def _add_op(ops: dict[str, Op], op: Op) -> None:
     ops[op.name] = op
 
 
-def _add_lowering(
-    lowerings: dict[str, list[Lowering]], op_name: str, lowering: Lowering
-) -> None:
+def _add_lowering(lowerings: dict[str, list[Lowering]], op_name: str, lowering: Lowering) -> None:
     if op_name not in lowerings:
         raise UnknownNameError("op", op_name, lowerings)
     label = _label(lowering)

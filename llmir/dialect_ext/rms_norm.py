@@ -35,9 +35,7 @@ class RmsNorm(Op):
     )
     attributes = (Attribute(name="eps", kind=float),)
 
-    def check(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> None:
+    def check(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> None:
         weight = operands[1]
         assert weight is not None
         self.expect(is_static(weight.shape[0]), f"D must be static, got weight {weight}")
@@ -104,4 +102,3 @@ def _emit(call: Call, symbol: str) -> str:
   return %y : {y}
 }}
 """
-

@@ -31,9 +31,7 @@ class Rope(Op):
         Operand(name="table", dims=("C", "D"), dtypes=("f32",)),
     )
 
-    def check(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> None:
+    def check(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> None:
         x = operands[0]
         assert x is not None
         self.expect(

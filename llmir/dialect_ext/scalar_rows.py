@@ -25,9 +25,13 @@ def emit_scalar_rows(call: Call, symbol: str, sum_over_k: str) -> str:
     """
     x, y, bias = call.type_of("x"), call.results[0], call.operand("bias")
     dyn = "" if is_static(y.shape[0]) else "%size"
-    add_bias = "" if bias is None else f"""
+    add_bias = (
+        ""
+        if bias is None
+        else f"""
     %bias_n = tensor.extract %bias[%n] : {bias}
     %total = arith.addf %acc, %bias_n : f32"""
+    )
     return f"""
 {call.signature(symbol)} {{
   %c0 = arith.constant 0 : index

@@ -81,9 +81,7 @@ def _fake(op: Op) -> Callable[..., Any]:
         tensors, attrs = _split(op, args)
         call = op.verify(_types(tensors), attrs)
         like = next(t for t in tensors if t is not None)
-        (result,) = (
-            like.new_empty(r.shape, dtype=TORCH_DTYPES[r.dtype]) for r in call.results
-        )
+        (result,) = (like.new_empty(r.shape, dtype=TORCH_DTYPES[r.dtype]) for r in call.results)
         return result
 
     return run

@@ -145,9 +145,7 @@ class DecoderBody(nn.Module):
         self.embed_tokens = Matrix(
             spec.vocab_size, spec.hidden_size, form_of("model.embed_tokens.weight")
         )
-        self.layers = nn.ModuleList(
-            DecoderLayer(spec, i, form_of) for i in range(spec.num_layers)
-        )
+        self.layers = nn.ModuleList(DecoderLayer(spec, i, form_of) for i in range(spec.num_layers))
         self.norm = RmsNorm(spec.hidden_size, spec.rms_norm_eps)
 
 

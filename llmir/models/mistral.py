@@ -8,7 +8,7 @@ from llmir.models.decoder import DecoderLM, FormOf
 
 
 def build(spec: ModelSpec, form_of: FormOf, max_len: int) -> DecoderLM:
-    """The step of a Mistral model.  Raises UnsupportedModelError for what a Mistral model never has."""
+    """The step of a Mistral model.  Raises UnsupportedModelError for what Mistral never has."""
     if spec.qkv_bias or spec.qk_norm:
         raise UnsupportedModelError("a mistral model has neither QKV biases nor q/k norm")
     return DecoderLM(spec, form_of, max_len)

@@ -61,7 +61,9 @@ def _define(module: ir.Module, text: str, symbol: str) -> None:
     try:
         emitted = parse_module(text, module.context)
     except CompileError as error:
-        raise CompileError(f"the lowering of {symbol} emits invalid MLIR: {error}\n{text}") from error
+        raise CompileError(
+            f"the lowering of {symbol} emits invalid MLIR: {error}\n{text}"
+        ) from error
     for operation in _top_level(emitted):
         module.body.append(operation.operation.clone())
 

@@ -76,9 +76,7 @@ class Session:
     def kv_bytes(self) -> int:
         """Bytes of all KV pools."""
         kv = self.artifact.manifest.kv
-        return sum(
-            self._limits.num_pages[group] * _page_bytes(kv) for group in kv.group_of_layer
-        )
+        return sum(self._limits.num_pages[group] * _page_bytes(kv) for group in kv.group_of_layer)
 
     def step(self, batch: StepBatch) -> F32:
         """See StepRunner.step."""

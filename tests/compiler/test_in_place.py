@@ -12,7 +12,11 @@ from llmir.targets import resolve
 
 FLAGS = resolve("cpu:x86-64-v3").flags
 KV = KvLayout(
-    dtype="f32", page_size=16, num_kv_heads=2, head_dim=16, group_windows=(None,),
+    dtype="f32",
+    page_size=16,
+    num_kv_heads=2,
+    head_dim=16,
+    group_windows=(None,),
     group_of_layer=(0,),
 )
 INDEX = ", ".join(f"%i{n}: tensor<?xi32>" for n in range(8))
@@ -37,9 +41,10 @@ func.func @step({INDEX}, %kv: {KV_TYPE}) -> tensor<?xf32> {{
 }}
 """
 # The pages are changed and read, but not in the argument's own storage: a transient is needed.
-COPY = READ.replace(
-    "  %e = tensor",
-    f"""  %n = tensor.dim %kv, %c0 : {KV_TYPE}
+COPY = (
+    READ.replace(
+        "  %e = tensor",
+        f"""  %n = tensor.dim %kv, %c0 : {KV_TYPE}
   %ne = tensor.empty(%n) : {KV_TYPE}
   %new = linalg.generic {{indexing_maps = [affine_map<(a, b) -> (15 - b)>,
       affine_map<(a, b) -> (a, b)>], iterator_types = ["parallel", "parallel"]}}
@@ -51,11 +56,16 @@ COPY = READ.replace(
     linalg.yield %s : f32
   }} -> {KV_TYPE}
   %e = tensor""",
-).replace("%kv[%page", "%new[%page").replace(", %kv:", ", %kv:").replace(
-    "  %c0 = arith.constant 0 : index\n",
-    "  %c0 = arith.constant 0 : index\n  %w = arith.constant dense_resource<w> : tensor<16xf32>\n",
-    1,
-).replace("dense_resource<w>", "dense<[" + ", ".join(f"{i}.5" for i in range(16)) + "]>")
+    )
+    .replace("%kv[%page", "%new[%page")
+    .replace(", %kv:", ", %kv:")
+    .replace(
+        "  %c0 = arith.constant 0 : index\n",
+        "  %c0 = arith.constant 0 : index\n  %w = arith.constant dense_resource<w> : tensor<16xf32>\n",
+        1,
+    )
+    .replace("dense_resource<w>", "dense<[" + ", ".join(f"{i}.5" for i in range(16)) + "]>")
+)
 
 
 def test_a_step_that_reads_pages_passes() -> None:

@@ -89,9 +89,7 @@ def compiled(
 ) -> Callable[..., Array]:
     vmfb = compile_text(module(call, variant), "cpu", path / "op.vmfb")
     main = rt.load_vm_flatbuffer_file(str(vmfb), driver=driver).main
-    return lambda *arrays: np.array(
-        main(*(a for a in arrays if a is not None)).to_host()
-    )
+    return lambda *arrays: np.array(main(*(a for a in arrays if a is not None)).to_host())
 
 
 def activations(tokens: int, columns: int) -> Array:

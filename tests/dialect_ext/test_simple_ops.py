@@ -29,7 +29,10 @@ rng = np.random.default_rng(7)
 
 
 def run(
-    op: Op, operands: list[tuple[Array, str] | None], attrs: dict[str, AttrValue], target: str,
+    op: Op,
+    operands: list[tuple[Array, str] | None],
+    attrs: dict[str, AttrValue],
+    target: str,
     path: Path,
 ) -> Array:
     """The op on a target; dim 0 of the first operand is dynamic, as tokens are."""
@@ -38,8 +41,9 @@ def run(
     assert types[0] is not None
     rows = types[0].shape[0]
     types = [
-        None if t is None else TensorType((None, *t.shape[1:]) if t.shape[0] == rows else t.shape,
-                                          t.dtype)
+        None
+        if t is None
+        else TensorType((None, *t.shape[1:]) if t.shape[0] == rows else t.shape, t.dtype)
         for t in types
     ]
     call = op.verify(types, attrs)

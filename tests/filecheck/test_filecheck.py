@@ -1,4 +1,4 @@
-"""Runs every .mlir file here: the passes that its first line names, then FileCheck on the result."""
+"""Runs every .mlir file here: the passes its first line names, then FileCheck on the result."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_a_pass_that_breaks_an_op_is_named() -> None:
         ("tensor<64xf32>) ->", "tensor<64xf32>, i32) ->", None),
         ("-> tensor<?x64xf32>\n  return", "-> tensor<?x32xf32>\n  return", None),
         ("eps = 1.0e-05 : f64", "eps = 1 : i64", "attribute 'eps' must be float, got 1"),
-        ("eps = 1.0e-05 : f64", 'eps = "small"', "is \"small\", not a number or bool"),
+        ("eps = 1.0e-05 : f64", 'eps = "small"', 'is "small", not a number or bool'),
         ("llm.rms_norm", "llm.no_such_op", "unknown op 'no_such_op'; known ops: append_kv,"),
     ],
 )
