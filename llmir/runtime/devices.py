@@ -41,18 +41,29 @@ def open_device(uri: str, num_threads: int | None = None) -> rt.HalDevice:
     driver_name = _DRIVER_ALIASES.get(driver_name, driver_name)
     if driver_name == "local-task":
         _set_threads(num_threads or num_cores())
+    return _opened(driver_name, path if sep else None)
+
+
+@functools.cache
+def _opened(driver_name: str, path: str | None) -> rt.HalDevice:
+    """The device, opened once and kept as long as the process.
+
+    Buffers do not keep their device alive: freeing one after its device crashes
+    the Vulkan driver, and Python promises no order.
+    """
+    uri = driver_name if path is None else f"{driver_name}://{path}"
     if driver_name not in rt.query_available_drivers():
         raise DeviceError(f"no driver {driver_name!r} for device {uri!r}; {_what_there_is()}")
     try:
         driver = rt.get_driver(driver_name)
-        if not sep:
+        if path is None:
             return driver.create_default_device()
         if path.isdigit():
             found = driver.query_available_devices()
             if int(path) >= len(found):
                 raise DeviceError(f"no device {uri!r}; {_what_there_is()}")
             return driver.create_device(found[int(path)]["device_id"])
-        return driver.create_device_by_uri(f"{driver_name}://{path}")
+        return driver.create_device_by_uri(uri)
     except IREE_ERRORS as error:
         raise DeviceError(
             f"cannot open device {uri!r}: {_first_line(error)}; {_what_there_is()}"

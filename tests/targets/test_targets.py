@@ -1,0 +1,147 @@
+"""Other targets: Vulkan runs here (Mesa's software device), the rest compile to real binaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import llmir
+from llmir import targets
+from llmir.errors import CompileError, DeviceError, UnknownNameError
+from llmir.runtime.devices import available_devices, open_device
+from llmir.targets import resolve
+
+KV_BYTES = 8 << 20
+GREEDY = llmir.SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
+PROMPTS = [list(range(5, 40)), [7, 100, 9], list(range(200, 221))]
+
+# What a compiled executable of each kind starts with, or must contain.
+MAGIC = {
+    "cuda:sm_80": b".target sm_80",
+    "rocm:gfx942": b"amdgcn-amd-amdhsa--gfx942",
+    "rocm:gfx1100": b"amdgcn-amd-amdhsa--gfx1100",
+    "cpu:aarch64": b"\x7fELF\x02\x01\x01",
+    "metal": b"metal_stdlib",
+    "vulkan": b"\x03\x02\x23\x07",
+}
+
+
+def both(artifact: llmir.Artifact) -> tuple[llmir.LLM, llmir.LLM]:
+    return (
+        llmir.LLM(artifact, device="cpu", kv_cache_memory_bytes=KV_BYTES),
+        llmir.LLM(artifact, device="vulkan://0", kv_cache_memory_bytes=KV_BYTES),
+    )
+
+
+def test_a_vulkan_device_is_here() -> None:
+    """`make test` installs Mesa's; without one every Vulkan test would say nothing."""
+    assert any(d.uri.startswith("vulkan") for d in available_devices()), available_devices()
+
+
+def test_a_tiny_llama_on_vulkan_gives_the_cpus_tokens(
+    tiny_checkpoint: Callable[..., Path],
+) -> None:
+    artifact = llmir.compile(tiny_checkpoint("llama"), ["cpu", "vulkan"])
+    assert [m.target for m in artifact.manifest.modules] == ["cpu:host", "vulkan"]
+    assert {m.weights for m in artifact.manifest.modules} == {"weights.portable.irpa"}
+    cpu, vulkan = both(artifact)
+    answers = [
+        [o.outputs[0].token_ids for o in llm.generate(PROMPTS, GREEDY)] for llm in (cpu, vulkan)
+    ]
+    assert answers[0] == answers[1]
+    np.testing.assert_allclose(
+        vulkan.logits(PROMPTS[0]), cpu.logits(PROMPTS[0]), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.targets
+@pytest.mark.parametrize("kind", ["mistral-window", "qwen2", "qwen3", "llama-tied", "llama-mqa"])
+def test_every_architecture_on_vulkan(kind: str, tiny_checkpoint: Callable[..., Path]) -> None:
+    cpu, vulkan = both(llmir.compile(tiny_checkpoint(kind), ["cpu", "vulkan"]))
+    np.testing.assert_allclose(
+        vulkan.logits(PROMPTS[0]), cpu.logits(PROMPTS[0]), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.targets
+@pytest.mark.parametrize("weights", ["q8_0", "q4_0", "int8", "int4-g32", "bf16"])
+def test_every_weight_form_on_vulkan(weights: str, tiny_checkpoint: Callable[..., Path]) -> None:
+    artifact = llmir.compile(tiny_checkpoint("llama"), ["cpu", "vulkan"], weights=weights)
+    cpu, vulkan = both(artifact)
+    np.testing.assert_allclose(
+        vulkan.logits(PROMPTS[0]), cpu.logits(PROMPTS[0]), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.targets
+@pytest.mark.parametrize(
+    "target", ["cuda:sm_80", "rocm:gfx942", "rocm:gfx1100", "cpu:aarch64", "metal", "vulkan"]
+)
+def test_a_tiny_llama_compiles_for(target: str, tiny_checkpoint: Callable[..., Path]) -> None:
+    artifact = llmir.compile(tiny_checkpoint("llama"), target)
+    (module,) = artifact.manifest.modules
+    assert module.target == target
+    code = artifact.file(module.file).read_bytes()
+    assert MAGIC[target] in code, f"no {target} binary in {module.file}"
+
+
+@pytest.mark.targets
+def test_the_demo_model_answers_on_vulkan_as_on_the_cpu(demo_gguf: Path) -> None:
+    """Greedy tokens are equal until the CPU's two best logits lie within 1e-2."""
+    artifact = llmir.compile(demo_gguf, ["cpu", "vulkan"])
+    cpu, vulkan = (
+        llmir.LLM(artifact, device=d, kv_cache_memory_bytes=64 << 20) for d in ("cpu", "vulkan")
+    )
+    prompt = cpu.render_chat([{"role": "user", "content": "What is the capital of France?"}])
+    params = llmir.SamplingParams(temperature=0, max_tokens=10)
+    expected, got = (llm.generate(prompt, params)[0].outputs[0] for llm in (cpu, vulkan))
+    assert "Paris" in got.text
+    if expected.token_ids != got.token_ids:
+        at = next(
+            i
+            for i, (a, b) in enumerate(zip(expected.token_ids, got.token_ids, strict=False))
+            if a != b
+        )
+        logits = cpu.logits([*prompt["prompt_token_ids"], *expected.token_ids[:at]])[-1]
+        best, second = np.sort(logits)[:-3:-1]
+        assert best - second < 1e-2
+
+
+def test_f16_weights_are_refused_where_a_driver_reads_them_wrongly(
+    tiny_checkpoint: Callable[..., Path],
+) -> None:
+    with pytest.raises(CompileError, match="f16.*store the weights as bf16 or f32"):
+        llmir.compile(tiny_checkpoint("llama", dtype=torch.float16), "vulkan")
+
+
+# -- names -----------------------------------------------------------------------------
+
+
+def test_unknown_targets_list_the_known(tmp_path: Path) -> None:
+    with pytest.raises(
+        UnknownNameError, match=r"unknown target 'gpu'; known targets: cpu, cpu:aarch64, .*vulkan"
+    ):
+        llmir.compile(tmp_path, "gpu")
+    with pytest.raises(UnknownNameError, match="unknown target 'cuda:sm_90'"):
+        resolve("cuda:sm_90")
+
+
+@pytest.mark.parametrize("name", sorted({**targets.TARGETS, **targets.ALIASES}))
+def test_names_resolve(name: str) -> None:
+    target = resolve(name)
+    assert resolve(target.name) is target
+    assert ":" not in target.slug
+    assert target.flags
+
+
+def test_devices_that_are_not_there() -> None:
+    with pytest.raises(DeviceError, match=r"cannot open device 'cuda': .*; devices on this mach"):
+        open_device("cuda")
+    with pytest.raises(DeviceError, match=r"no device 'vulkan://7'; devices on this machine: loc"):
+        open_device("vulkan://7")
+    with pytest.raises(DeviceError, match="no driver 'tpu' for device 'tpu://0'"):
+        open_device("tpu://0")
