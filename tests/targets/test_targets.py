@@ -22,8 +22,8 @@ PROMPTS = [list(range(5, 40)), [7, 100, 9], list(range(200, 221))]
 # What a compiled executable of each kind starts with, or must contain.
 MAGIC = {
     "cuda:sm_80": b".target sm_80",
-    "rocm:gfx942": b"amdgcn-amd-amdhsa--gfx942",
-    "rocm:gfx1100": b"amdgcn-amd-amdhsa--gfx1100",
+    "rocm:gfx942": b"-amd-amdhsa-unknown-gfx942",
+    "rocm:gfx1100": b"-amd-amdhsa-unknown-gfx1100",
     "cpu:aarch64": b"\x7fELF\x02\x01\x01",
     "metal": b"metal_stdlib",
     "vulkan": b"\x03\x02\x23\x07",
