@@ -53,18 +53,14 @@ def test_a_tiny_llama_on_vulkan_gives_the_cpus_tokens(
         [o.outputs[0].token_ids for o in llm.generate(PROMPTS, GREEDY)] for llm in (cpu, vulkan)
     ]
     assert answers[0] == answers[1]
-    np.testing.assert_allclose(
-        vulkan.logits(PROMPTS[0]), cpu.logits(PROMPTS[0]), atol=1e-4, rtol=0
-    )
+    np.testing.assert_allclose(vulkan.logits(PROMPTS[0]), cpu.logits(PROMPTS[0]), atol=1e-4, rtol=0)
 
 
 @pytest.mark.targets
 @pytest.mark.parametrize("kind", ["mistral-window", "qwen2", "qwen3", "llama-tied", "llama-mqa"])
 def test_every_architecture_on_vulkan(kind: str, tiny_checkpoint: Callable[..., Path]) -> None:
     cpu, vulkan = both(llmir.compile(tiny_checkpoint(kind), ["cpu", "vulkan"]))
-    np.testing.assert_allclose(
-        vulkan.logits(PROMPTS[0]), cpu.logits(PROMPTS[0]), atol=1e-4, rtol=0
-    )
+    np.testing.assert_allclose(vulkan.logits(PROMPTS[0]), cpu.logits(PROMPTS[0]), atol=1e-4, rtol=0)
 
 
 @pytest.mark.targets
@@ -72,9 +68,7 @@ def test_every_architecture_on_vulkan(kind: str, tiny_checkpoint: Callable[..., 
 def test_every_weight_form_on_vulkan(weights: str, tiny_checkpoint: Callable[..., Path]) -> None:
     artifact = llmir.compile(tiny_checkpoint("llama"), ["cpu", "vulkan"], weights=weights)
     cpu, vulkan = both(artifact)
-    np.testing.assert_allclose(
-        vulkan.logits(PROMPTS[0]), cpu.logits(PROMPTS[0]), atol=1e-4, rtol=0
-    )
+    np.testing.assert_allclose(vulkan.logits(PROMPTS[0]), cpu.logits(PROMPTS[0]), atol=1e-4, rtol=0)
 
 
 @pytest.mark.targets
