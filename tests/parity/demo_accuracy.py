@@ -1,0 +1,122 @@
+"""How near llmir comes to transformers on the demo model: the measurements themselves.
+
+tests/parity/test_demo_model.py asserts on them; benchmarks/accuracy.py files them.
+
+Shape legend: T tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import llmir
+
+from . import reference
+
+NUM_POSITIONS = 48
+NEAR_TIE = 1e-2  # where the reference's two best logits are nearer, either token is right
+
+# Public English text that every Debian machine has.
+TEXT = Path("/usr/share/common-licenses/GPL-3")
+WINDOW, NUM_WINDOWS = 1024, 4
+
+QUESTIONS = (
+    "What is the capital of France?",
+    "Write a haiku about the sea.",
+    "Explain gravity to a child of six.",
+    "List three prime numbers greater than 50.",
+    "Translate 'good morning' into Spanish.",
+    "Who wrote 'Pride and Prejudice'?",
+)
+TEXTS = (
+    "The quick brown fox",
+    "Once upon a time, in a village by the river,",
+    "def fibonacci(n):\n    ",
+    "In 1969, the first human beings",
+    "1, 2, 3, 5, 8, 13,",
+    "Water boils at",
+    "Dear Sir or Madam,\n\nI am writing to",
+    "SELECT name, age FROM users WHERE",
+    "La vie est belle parce que",
+    "Photosynthesis is the process by which",
+    "The recipe needs 200 g of flour, two eggs and",
+    "#include <stdio.h>\n\nint main(void) {",
+    "Das Wetter in Berlin ist heute",
+    "Roses are red, violets are",
+)
+assert len(QUESTIONS) + len(TEXTS) == 20
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A prompt with the tokens that llmir chose greedily, and the reference's view of them.
+
+    expected: the reference's teacher-forced logits of the answer, float32 [NUM_POSITIONS, V]
+    """
+
+    token_ids: list[int]
+    expected: reference.F32
+
+    @property
+    def chosen(self) -> list[int]:
+        return self.token_ids[-NUM_POSITIONS:]
+
+    def rows_of(self, llm: llmir.LLM) -> reference.F32:
+        """The same logits from llmir."""
+        return llm.logits(self.token_ids)[-NUM_POSITIONS - 1 : -1]
+
+    def wrong_choices(self) -> list[int]:
+        """Positions where llmir's greedy token is not the reference's, up to a near tie.
+
+        Until then the tokens before are the reference's own greedy ones, so teacher-forcing
+        it on llmir's answer asks what it would choose itself.
+        """
+        wrong = []
+        for position, (row_V, token) in enumerate(zip(self.expected, self.chosen, strict=True)):
+            second, best = np.partition(row_V, -2)[-2:]
+            if best - second < NEAR_TIE:
+                break
+            if row_V.argmax() != token:
+                wrong.append(position)
+        return wrong
+
+
+def answers(llm: llmir.LLM, model: Any) -> list[Answer]:
+    """What llmir answers to the 20 prompts, NUM_POSITIONS tokens each."""
+    prompts = [llm.render_chat([{"role": "user", "content": q}]) for q in QUESTIONS] + list(TEXTS)
+    params = llmir.SamplingParams(temperature=0, max_tokens=NUM_POSITIONS, ignore_eos=True)
+    found = []
+    for output in llm.generate(prompts, params):
+        token_ids = [*output.prompt_token_ids, *output.outputs[0].token_ids]
+        rows = reference.logits(model, token_ids)[-NUM_POSITIONS - 1 : -1]
+        found.append(Answer(token_ids, rows))
+    return found
+
+
+def agreement(llm: llmir.LLM, given: Sequence[Answer]) -> float:
+    """Share of positions where llmir's likeliest token is the reference's."""
+    same = [a.rows_of(llm).argmax(1) == a.expected.argmax(1) for a in given]
+    return float(np.mean(same))
+
+
+def windows(llm: llmir.LLM) -> list[list[int]]:
+    """The first tokens of the text, in windows."""
+    token_ids = llm.get_tokenizer().encode(TEXT.read_text(encoding="utf-8"))
+    return [token_ids[i * WINDOW : (i + 1) * WINDOW] for i in range(NUM_WINDOWS)]
+
+
+def reference_scores(model: Any, token_ids: Sequence[int]) -> np.ndarray:
+    """Log-probability of each token but the first, float64."""
+    rows_TV = reference.logits(model, token_ids)[:-1].astype(np.float64)
+    largest = rows_TV.max(1)
+    normalizer = largest + np.log(np.exp(rows_TV - largest[:, None]).sum(1))
+    return rows_TV[np.arange(len(rows_TV)), list(token_ids[1:])] - normalizer
+
+
+def perplexity(scores: Sequence[np.ndarray]) -> float:
+    return float(np.exp(-np.concatenate(list(scores)).mean()))

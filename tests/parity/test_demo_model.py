@@ -1,0 +1,44 @@
+"""The demo model against transformers on weights that the gguf package dequantised."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import llmir
+
+from . import demo_accuracy as demo
+from . import reference
+
+# Not in the artifact cache, which keeps what it has: 540 MB for every edit of llmir.
+F32_ARTIFACT = Path(__file__).parents[2] / ".cache" / "parity" / "demo-f32"
+
+
+@pytest.fixture(scope="session")
+def demo_reference(demo_gguf: Path) -> Any:
+    return reference.from_llama_gguf(demo_gguf)
+
+
+def test_logits_and_greedy_tokens(
+    demo_gguf: Path, demo_artifact: Path, demo_reference: Any
+) -> None:
+    """One test, because the f32 artifact and the 20 answers take half a minute to make."""
+    widened = llmir.LLM(llmir.compile(demo_gguf, output=F32_ARTIFACT, weights="f32"))
+    answers = demo.answers(widened, demo_reference)
+    differences = [np.abs(a.rows_of(widened) - a.expected).max() for a in answers]
+    assert max(differences) <= 5e-3
+    assert [a.wrong_choices() for a in answers] == [[]] * 20
+
+    # The weights as the file has them: the same numbers, in another order of operations.
+    assert demo.agreement(llmir.LLM(demo_artifact), answers) >= 0.97
+
+
+def test_perplexity_of_a_window(demo_artifact: Path, demo_reference: Any) -> None:
+    """All four windows: benchmarks/accuracy.py."""
+    llm = llmir.LLM(demo_artifact)
+    window = demo.windows(llm)[1]
+    expected = demo.perplexity([demo.reference_scores(demo_reference, window)])
+    assert demo.perplexity([llm.score(window)]) == pytest.approx(expected, rel=0.005)
