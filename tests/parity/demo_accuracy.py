@@ -98,9 +98,9 @@ def answers(llm: llmir.LLM, model: Any) -> list[Answer]:
     return found
 
 
-def agreement(llm: llmir.LLM, given: Sequence[Answer]) -> float:
-    """Share of positions where llmir's likeliest token is the reference's."""
-    same = [a.rows_of(llm).argmax(1) == a.expected.argmax(1) for a in given]
+def agreement(rows: Sequence[reference.F32], given: Sequence[Answer]) -> float:
+    """Share of positions where the likeliest token in `rows` is the reference's."""
+    same = [r.argmax(1) == a.expected.argmax(1) for r, a in zip(rows, given, strict=True)]
     return float(np.mean(same))
 
 
