@@ -217,13 +217,18 @@ def limits_line(limits: MachineLimits | None) -> str:
     """The machine's limits in a sentence."""
     if limits is None:
         return "The machine's limits are measured for CPUs only: no shares."
+    read = (limits.read_bytes_per_s, limits.read_bytes_per_s_median, limits.read_bytes_per_s_max)
+    f32 = (limits.f32_flops_per_s, limits.f32_flops_per_s_median, limits.f32_flops_per_s_max)
     return (
-        f"This machine, {limits.num_threads} threads: read "
-        f"{limits.read_bytes_per_s / 1e9:.1f} GB/s (median "
-        f"{limits.read_bytes_per_s_median / 1e9:.1f} of {limits.num_read_rounds} rounds), f32 "
-        f"{limits.f32_flops_per_s / 1e9:.0f} GFLOP/s (median "
-        f"{limits.f32_flops_per_s_median / 1e9:.0f} of {limits.num_matmul_rounds})."
+        f"This machine, {limits.num_threads} threads: "
+        f"reads {_rounds(read, limits.num_read_rounds, 'GB/s')}, "
+        f"computes f32 {_rounds(f32, limits.num_matmul_rounds, 'GFLOP/s')}."
     )
+
+
+def _rounds(rates: tuple[float, float, float], num_rounds: int, unit: str) -> str:
+    reached, median, best = (f"{rate / 1e9:.1f}" for rate in rates)
+    return f"{reached} {unit} (median {median}, best {best} of {num_rounds} rounds)"
 
 
 def heading(machine: Mapping[str, Any]) -> str:

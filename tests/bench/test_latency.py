@@ -133,7 +133,7 @@ def test_rows_have_every_field_and_agree_with_themselves(
 
 def test_the_table_is_aligned_and_names_the_limits(measured: tuple[str, Any]) -> None:
     text, _ = measured
-    assert "2 threads: read" in text
+    assert "2 threads: reads" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({len(line) for line in lines}) == 1
     assert [line.split("|")[1].strip() for line in lines] == [

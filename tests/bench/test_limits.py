@@ -20,7 +20,9 @@ def test_limits_are_plausible(num_threads: int) -> None:
     assert limits.num_threads == num_threads
     # Any machine since about 2005 on one side, more than any has on the other.
     assert 1e9 < limits.read_bytes_per_s_median <= limits.read_bytes_per_s < 1e13
+    assert limits.read_bytes_per_s <= limits.read_bytes_per_s_max
     assert 1e9 < limits.f32_flops_per_s_median <= limits.f32_flops_per_s < 1e15
+    assert limits.f32_flops_per_s <= limits.f32_flops_per_s_max
     assert limits.matmul_size in MATMUL_SIZES
     assert limits.read_round_bytes == num_threads << 26
     assert limits.num_read_rounds >= 3
@@ -32,10 +34,12 @@ def test_the_better_of_two_takes_each_limit_whole() -> None:
         num_threads=2,
         read_bytes_per_s=5.0,
         read_bytes_per_s_median=4.0,
+        read_bytes_per_s_max=5.5,
         read_round_bytes=64,
         num_read_rounds=10,
         f32_flops_per_s=7.0,
         f32_flops_per_s_median=6.0,
+        f32_flops_per_s_max=7.5,
         matmul_size=512,
         num_matmul_rounds=11,
     )
@@ -43,14 +47,20 @@ def test_the_better_of_two_takes_each_limit_whole() -> None:
         first,
         read_bytes_per_s=4.5,
         read_bytes_per_s_median=4.4,
+        read_bytes_per_s_max=9.0,
         num_read_rounds=20,
         f32_flops_per_s=8.0,
         f32_flops_per_s_median=5.0,
+        f32_flops_per_s_max=9.5,
         matmul_size=768,
         num_matmul_rounds=21,
     )
     both = dataclasses.replace(
-        second, read_bytes_per_s=5.0, read_bytes_per_s_median=4.0, num_read_rounds=10
+        second,
+        read_bytes_per_s=5.0,
+        read_bytes_per_s_median=4.0,
+        read_bytes_per_s_max=5.5,
+        num_read_rounds=10,
     )
     assert first.better(second) == both
     assert second.better(first) == both
