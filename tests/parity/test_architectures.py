@@ -43,9 +43,11 @@ WITHOUT: dict[str, dict[str, Any]] = {
 Make = Callable[..., Path]
 
 
-def difference(checkpoint: Path, expected: np.ndarray, **options: Any) -> float:
-    """Largest difference between llmir's logits and `expected`, those of TOKEN_IDS."""
-    return float(np.abs(llmir.LLM(checkpoint, **options).logits(TOKEN_IDS) - expected).max())
+def difference(
+    checkpoint: Path, expected: np.ndarray, token_ids: list[int] = TOKEN_IDS, **options: Any
+) -> float:
+    """Largest difference between llmir's logits and `expected`."""
+    return float(np.abs(llmir.LLM(checkpoint, **options).logits(token_ids) - expected).max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -56,6 +58,14 @@ def test_logits_are_those_of_transformers(kind: str, tiny_checkpoint: Make) -> N
     if kind in WITHOUT:
         plain = reference.from_checkpoint(checkpoint, **WITHOUT[kind])
         assert np.abs(reference.logits(plain, TOKEN_IDS) - expected).max() > TELLS_APART
+
+
+def test_a_long_sequence(tiny_checkpoint: Make) -> None:
+    """Six steps, and positions where an angle's last place counts for 1e-4."""
+    checkpoint = tiny_checkpoint("rope-yarn", max_position_embeddings=4096)
+    token_ids = np.random.default_rng(1).integers(0, VOCAB_SIZE, 3000).tolist()
+    expected = reference.logits(reference.from_checkpoint(checkpoint), token_ids)
+    assert difference(checkpoint, expected, token_ids) <= BOUND
 
 
 def test_sizes_that_no_vector_divides(tiny_checkpoint: Make) -> None:

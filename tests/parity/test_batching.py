@@ -92,6 +92,19 @@ def test_any_company(tiny: Artifact) -> None:
     assert sum(counts) > 0, "the small KV cache was meant to force preemptions"
 
 
+def test_full_steps(tiny: Artifact) -> None:
+    """As many sequences and as many tokens as a step holds."""
+    runner = session(tiny)
+    limits = runner.limits
+    lengths = np.random.default_rng(3).integers(1, 25, limits.max_num_seqs)
+    assert lengths.sum() > limits.max_num_batched_tokens
+    prompts = prompts_of(np.random.default_rng(4), limits.vocab_size, lengths)
+    wanted = [params(3)] * len(prompts)
+    alone = [serve(runner, [p], [params(3)])[0] for p in prompts]
+    for answer, expected in zip(serve(runner, prompts, wanted), alone, strict=True):
+        assert_same(answer, expected)
+
+
 def assert_every_split(artifact: Artifact, token_ids: Sequence[int], new_tokens: int) -> None:
     runner = session(artifact)
     (whole,) = serve(runner, [token_ids], [params(new_tokens)])
