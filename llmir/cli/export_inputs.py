@@ -132,7 +132,8 @@ def _write_arguments(
 
 
 def _save(directory: Path, name: str, array: NDArray[Any]) -> str:
-    np.save(directory / f"{name}.npy", array)
+    # IREE reads no file whose array lies in Fortran's order, as a transposed one does.
+    np.save(directory / f"{name}.npy", np.ascontiguousarray(array))
     return f"@{name}.npy"
 
 
