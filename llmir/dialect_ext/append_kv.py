@@ -21,9 +21,7 @@ whose contents nobody reads.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
-from llmir.dialect_ext.base import Array, AttrValue, Call, Lowering, Op, Operand
+from llmir.dialect_ext.base import Array, Call, Lowering, Op, Operand
 from llmir.dialect_ext.types import TensorType, is_static
 from llmir.dialect_ext.workgroups import Workgroups, cpu_only, indented
 from llmir.targets import Target
@@ -41,26 +39,17 @@ class AppendKv(Op):
         Operand(name="slots", dims=("T",), dtypes=("i32",)),
     )
 
-    def check(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> None:
-        kv = operands[0]
-        assert kv is not None
+    def check(self, call: Call) -> None:
+        kv = call.type_of("kv")
         self.expect(
             all(is_static(d) for d in kv.shape[1:]), f"H, ps and D of kv must be static, got {kv}"
         )
 
-    def result_types(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> tuple[TensorType, ...]:
-        kv = operands[0]
-        assert kv is not None
+    def result_types(self, call: Call) -> tuple[TensorType, ...]:
+        kv = call.type_of("kv")
         return (kv,)
 
-    def reference(self, *operands: Array | None, **attrs: AttrValue) -> Array:
-        kv, k, v, slots = operands
-        assert kv is not None
-        assert k is not None
-        assert v is not None
-        assert slots is not None
+    def reference(self, kv: Array, k: Array, v: Array, slots: Array) -> Array:
         y, page_size = kv.copy(), kv.shape[3]
         for t, slot in enumerate(slots):
             page, offset = divmod(int(slot), page_size)

@@ -18,6 +18,7 @@ a 1 or 0 for every operand of the signature.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -64,13 +65,13 @@ class Call:
 
     operands:  a type per operand of the signature, None where an optional one is absent
     attrs:     a value per attribute
-    results:   what the op's shape rule gives
+    results:   what the op's shape rule gives; empty until it has run
     """
 
     op: Op
     operands: tuple[TensorType | None, ...]
     attrs: Mapping[str, AttrValue]
-    results: tuple[TensorType, ...]
+    results: tuple[TensorType, ...] = ()
 
     def type_of(self, name: str) -> TensorType:
         """The type of the operand of that name, which must be present."""
@@ -129,23 +130,19 @@ class Op(ABC):
     num_results: ClassVar[int] = 1
 
     @abstractmethod
-    def result_types(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> tuple[TensorType, ...]:
-        """The shape rule.  Called with verified operands; copies dims, never compares them."""
+    def result_types(self, call: Call) -> tuple[TensorType, ...]:
+        """The shape rule, of a call whose operands are verified.  Copies dims, never compares."""
 
     @abstractmethod
-    def reference(self, *operands: Array | None, **attrs: AttrValue) -> Array:
-        """The op in numpy.  bf16 operands arrive as float32."""
+    def reference(self, *operands: Any, **attrs: Any) -> Array:
+        """The op in numpy.  An absent operand is None; bf16 operands arrive as float32."""
 
     @property
     @abstractmethod
     def lowerings(self) -> tuple[Lowering, ...]:
         """The op's own lowerings, best first."""
 
-    def check(  # noqa: B027  most ops demand no more than their signature
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> None:
+    def check(self, call: Call) -> None:  # noqa: B027  most demand no more than their signature
         """What only this op demands.  Use `self.fail` and `self.expect`."""
 
     def verify(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> Call:
@@ -159,8 +156,9 @@ class Op(ABC):
         for spec, found in zip(self.operands, operands, strict=True):
             self._check_operand(spec, found, sizes)
         self._check_attributes(attrs)
-        self.check(operands, attrs)
-        return Call(self, tuple(operands), dict(attrs), self.result_types(operands, attrs))
+        call = Call(self, tuple(operands), dict(attrs))
+        self.check(call)
+        return dataclasses.replace(call, results=self.result_types(call))
 
     def _check_operand(
         self, spec: Operand, found: TensorType | None, sizes: dict[str, tuple[Dim, str]]

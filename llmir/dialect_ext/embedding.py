@@ -11,14 +11,11 @@ be in [0, V): the engine checks tokens.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
 from llmir.dialect_ext.base import (
     Array,
     Attribute,
-    AttrValue,
     Call,
     Lowering,
     Op,
@@ -40,23 +37,16 @@ class Embedding(Op):
         Operand(name="table", dims=("V", "K"), dtypes=("f32", "f16", "bf16")),
     )
 
-    def check(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> None:
-        table = operands[1]
-        assert table is not None
+    def check(self, call: Call) -> None:
+        table = call.type_of("table")
         self.expect(is_static(table.shape[1]), f"K must be static, got table {table}")
 
-    def result_types(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> tuple[TensorType, ...]:
-        ids, table = operands
-        assert ids is not None
-        assert table is not None
+    def result_types(self, call: Call) -> tuple[TensorType, ...]:
+        ids = call.type_of("ids")
+        table = call.type_of("table")
         return (TensorType((ids.shape[0], table.shape[1]), "f32"),)
 
-    def reference(self, *operands: Array | None, **attrs: AttrValue) -> Array:
-        ids, table = operands
-        assert ids is not None
-        assert table is not None
+    def reference(self, ids: Array, table: Array) -> Array:
         return table[ids].astype(np.float32)
 
     @property
@@ -83,35 +73,37 @@ class QuantizedEmbedding(Op):
         Attribute(name="zero_point", kind=int),
     )
 
-    def check(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> None:
-        quants = operands[1]
-        assert quants is not None
+    def check(self, call: Call) -> None:
+        quants = call.type_of("quants")
         self.expect(all(map(is_static, quants.shape)), f"quants must be static, got {quants}")
-        self.expect(attrs["bits"] in (4, 8), f"bits must be 4 or 8, got {attrs['bits']}")
-        expected = attrs["group_size"] * attrs["bits"] // 8
+        self.expect(call.attrs["bits"] in (4, 8), f"bits must be 4 or 8, got {call.attrs['bits']}")
+        expected = call.attrs["group_size"] * call.attrs["bits"] // 8
         self.expect(
             quants.shape[2] == expected,
             f"quants {quants} have {quants.shape[2]} bytes a group; groups of "
-            f"{attrs['group_size']} at {attrs['bits']} bits have {expected}",
+            f"{call.attrs['group_size']} at {call.attrs['bits']} bits have {expected}",
         )
 
-    def result_types(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> tuple[TensorType, ...]:
-        ids, quants = operands[:2]
-        assert ids is not None
-        assert quants is not None
-        return (TensorType((ids.shape[0], quants.shape[1] * int(attrs["group_size"])), "f32"),)
+    def result_types(self, call: Call) -> tuple[TensorType, ...]:
+        ids = call.type_of("ids")
+        quants = call.type_of("quants")
+        return (TensorType((ids.shape[0], quants.shape[1] * int(call.attrs["group_size"])), "f32"),)
 
-    def reference(self, *operands: Array | None, **attrs: AttrValue) -> Array:
-        ids, quants, scales, mins = operands
-        assert ids is not None
-        assert quants is not None
-        assert scales is not None
+    def reference(
+        self,
+        ids: Array,
+        quants: Array,
+        scales: Array,
+        mins: Array | None,
+        *,
+        bits: int,
+        group_size: int,
+        zero_point: int,
+    ) -> Array:
         layout = QuantLayout(
-            bits=int(attrs["bits"]),
-            group_size=int(attrs["group_size"]),
-            zero_point=int(attrs["zero_point"]),
+            bits=bits,
+            group_size=group_size,
+            zero_point=zero_point,
             has_mins=mins is not None,
         )
         rows = GroupQuantized(

@@ -8,11 +8,9 @@ widened in registers, as it is read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
-from llmir.dialect_ext.base import Array, AttrValue, Call, Lowering, Op, Operand
+from llmir.dialect_ext.base import Array, Call, Lowering, Op, Operand
 from llmir.dialect_ext.scalar_rows import emit_scalar_rows
 from llmir.dialect_ext.tiled_rows import Tile, emit_rows, lanes_for, multiply_add
 from llmir.dialect_ext.types import TensorType, is_static
@@ -29,28 +27,21 @@ class Linear(Op):
         Operand(name="bias", dims=("N",), dtypes=("f32",), optional=True),
     )
 
-    def check(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> None:
-        x, weight = operands[:2]
-        assert x is not None
-        assert weight is not None
+    def check(self, call: Call) -> None:
+        x = call.type_of("x")
+        weight = call.type_of("weight")
         self.expect(all(map(is_static, weight.shape)), f"weight must be static, got {weight}")
         self.expect(
             x.shape[1] == weight.shape[1],
             f"operand 'x' must have K = {weight.shape[1]} static, got {x}",
         )
 
-    def result_types(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> tuple[TensorType, ...]:
-        x, weight = operands[:2]
-        assert x is not None
-        assert weight is not None
+    def result_types(self, call: Call) -> tuple[TensorType, ...]:
+        x = call.type_of("x")
+        weight = call.type_of("weight")
         return (TensorType((x.shape[0], weight.shape[0]), "f32"),)
 
-    def reference(self, *operands: Array | None, **attrs: AttrValue) -> Array:
-        x, weight, bias = operands
-        assert x is not None
-        assert weight is not None
+    def reference(self, x: Array, weight: Array, bias: Array | None) -> Array:
         y = x.astype(np.float64) @ weight.astype(np.float64).T
         return (y if bias is None else y + bias).astype(np.float32)
 

@@ -18,15 +18,13 @@ NaN); no transient grows with N.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
 from llmir.dialect_ext.append_kv import not_f16_on_vulkan
 from llmir.dialect_ext.base import (
     Array,
     Attribute,
-    AttrValue,
+    Call,
     Lowering,
     Op,
     Operand,
@@ -58,10 +56,9 @@ class PagedAttention(Op):
     )
     attributes = (Attribute(name="scale", kind=float), Attribute(name="window", kind=int))
 
-    def check(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> None:
-        q, kv = operands[:2]
-        assert q is not None
-        assert kv is not None
+    def check(self, call: Call) -> None:
+        q = call.type_of("q")
+        kv = call.type_of("kv")
         self.expect(all(map(is_static, q.shape[1:])), f"Hq and D of q must be static, got {q}")
         self.expect(
             all(map(is_static, kv.shape[1:])), f"H, ps and D of kv must be static, got {kv}"
@@ -74,34 +71,38 @@ class PagedAttention(Op):
             kv.shape[3] in PAGE_SIZES,
             f"the page size must be {', '.join(map(str, PAGE_SIZES))}; got {kv.shape[3]} in {kv}",
         )
-        self.expect(attrs["window"] >= 0, f"window must be >= 0, got {attrs['window']}")
+        self.expect(call.attrs["window"] >= 0, f"window must be >= 0, got {call.attrs['window']}")
         self.expect(
-            bool(np.isfinite(attrs["scale"])), f"scale must be finite, got {attrs['scale']}"
+            bool(np.isfinite(call.attrs["scale"])),
+            f"scale must be finite, got {call.attrs['scale']}",
         )
 
-    def result_types(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> tuple[TensorType, ...]:
-        q = operands[0]
-        assert q is not None
+    def result_types(self, call: Call) -> tuple[TensorType, ...]:
+        q = call.type_of("q")
         return (q,)
 
-    def reference(self, *operands: Array | None, **attrs: AttrValue) -> Array:
-        q, kv, page_table, token_seq, positions = operands[:5]
-        assert q is not None
-        assert kv is not None
-        assert page_table is not None
-        assert token_seq is not None
-        assert positions is not None
+    def reference(
+        self,
+        q: Array,
+        kv: Array,
+        page_table: Array,
+        token_seq: Array,
+        positions: Array,
+        query_start: Array,
+        context_len: Array,
+        *,
+        scale: float,
+        window: int,
+    ) -> Array:
         group, page_size = q.shape[1] // kv.shape[2], kv.shape[3]
         y = np.zeros_like(q)
         for t, (sequence, last) in enumerate(zip(token_seq, positions, strict=True)):
-            first = max(0, last - int(attrs["window"]) + 1) if attrs["window"] else 0
+            first = max(0, last - window + 1) if window else 0
             j = np.arange(first, last + 1)
             pages = page_table[sequence, j // page_size]
             k, v = (kv[pages, x, :, j % page_size].astype(np.float64) for x in (0, 1))  # [J, H, D]
             for h in range(q.shape[1]):
-                scores = attrs["scale"] * (k[:, h // group] @ q[t, h].astype(np.float64))
+                scores = scale * (k[:, h // group] @ q[t, h].astype(np.float64))
                 weights = np.exp(scores - scores.max())
                 y[t, h] = weights @ v[:, h // group] / weights.sum()
         return y

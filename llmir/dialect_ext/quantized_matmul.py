@@ -13,14 +13,11 @@ Activations and sums are float32.  The dequantised weight exists in registers on
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
 from llmir.dialect_ext.base import (
     Array,
     Attribute,
-    AttrValue,
     Call,
     Lowering,
     Op,
@@ -54,11 +51,10 @@ class QuantizedMatmul(Op):
         Attribute(name="zero_point", kind=int),
     )
 
-    def check(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> None:
-        x, quants = operands[:2]
-        assert x is not None
-        assert quants is not None
-        bits, g = int(attrs["bits"]), int(attrs["group_size"])
+    def check(self, call: Call) -> None:
+        x = call.type_of("x")
+        quants = call.type_of("quants")
+        bits, g = int(call.attrs["bits"]), int(call.attrs["group_size"])
         self.expect(all(map(is_static, quants.shape)), f"quants must be static, got {quants}")
         self.expect(bits in (4, 8), f"bits must be 4 or 8, got {bits}")
         self.expect(
@@ -77,23 +73,27 @@ class QuantizedMatmul(Op):
             f"K must be {groups * g}",
         )
 
-    def result_types(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> tuple[TensorType, ...]:
-        x, quants = operands[:2]
-        assert x is not None
-        assert quants is not None
+    def result_types(self, call: Call) -> tuple[TensorType, ...]:
+        x = call.type_of("x")
+        quants = call.type_of("quants")
         return (TensorType((x.shape[0], quants.shape[0]), "f32"),)
 
-    def reference(self, *operands: Array | None, **attrs: AttrValue) -> Array:
-        x, quants, scales, mins, bias = operands
-        assert x is not None
-        assert quants is not None
-        assert scales is not None
+    def reference(
+        self,
+        x: Array,
+        quants: Array,
+        scales: Array,
+        mins: Array | None,
+        bias: Array | None,
+        *,
+        bits: int,
+        group_size: int,
+        zero_point: int,
+    ) -> Array:
         layout = QuantLayout(
-            bits=int(attrs["bits"]),
-            group_size=int(attrs["group_size"]),
-            zero_point=int(attrs["zero_point"]),
+            bits=bits,
+            group_size=group_size,
+            zero_point=zero_point,
             has_mins=mins is not None,
         )
         w = GroupQuantized(layout=layout, quants=quants, scales=scales, mins=mins).dequantize()

@@ -7,14 +7,11 @@ Shape legend: R rows (tokens, or tokens × heads for q/k norm), D features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
 from llmir.dialect_ext.base import (
     Array,
     Attribute,
-    AttrValue,
     Call,
     Lowering,
     Op,
@@ -35,26 +32,19 @@ class RmsNorm(Op):
     )
     attributes = (Attribute(name="eps", kind=float),)
 
-    def check(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> None:
-        weight = operands[1]
-        assert weight is not None
+    def check(self, call: Call) -> None:
+        weight = call.type_of("weight")
         self.expect(is_static(weight.shape[0]), f"D must be static, got weight {weight}")
-        self.expect(attrs["eps"] > 0, f"eps must be positive, got {attrs['eps']}")
+        self.expect(call.attrs["eps"] > 0, f"eps must be positive, got {call.attrs['eps']}")
 
-    def result_types(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> tuple[TensorType, ...]:
-        x, weight = operands
-        assert x is not None
-        assert weight is not None
+    def result_types(self, call: Call) -> tuple[TensorType, ...]:
+        x = call.type_of("x")
+        weight = call.type_of("weight")
         return (TensorType((x.shape[0], weight.shape[0]), "f32"),)
 
-    def reference(self, *operands: Array | None, **attrs: AttrValue) -> Array:
-        x, weight = operands
-        assert x is not None
-        assert weight is not None
+    def reference(self, x: Array, weight: Array, *, eps: float) -> Array:
         mean = np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)
-        return (x / np.sqrt(mean + attrs["eps"]) * weight).astype(np.float32)
+        return (x / np.sqrt(mean + eps) * weight).astype(np.float32)
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:

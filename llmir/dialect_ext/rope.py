@@ -13,11 +13,9 @@ the last digits and lose accuracy at large angles, is used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
-from llmir.dialect_ext.base import Array, AttrValue, Call, Lowering, Op, Operand, everywhere
+from llmir.dialect_ext.base import Array, Call, Lowering, Op, Operand, everywhere
 from llmir.dialect_ext.types import TensorType, is_static
 
 
@@ -31,26 +29,18 @@ class Rope(Op):
         Operand(name="table", dims=("C", "D"), dtypes=("f32",)),
     )
 
-    def check(self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]) -> None:
-        x = operands[0]
-        assert x is not None
+    def check(self, call: Call) -> None:
+        x = call.type_of("x")
         self.expect(
             is_static(x.shape[1]) and is_static(x.shape[2]), f"H and D must be static, got x {x}"
         )
         self.expect(x.shape[2] % 2 == 0, f"D must be even, got x {x}")
 
-    def result_types(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> tuple[TensorType, ...]:
-        x = operands[0]
-        assert x is not None
+    def result_types(self, call: Call) -> tuple[TensorType, ...]:
+        x = call.type_of("x")
         return (x,)
 
-    def reference(self, *operands: Array | None, **attrs: AttrValue) -> Array:
-        x, positions, table = operands
-        assert x is not None
-        assert positions is not None
-        assert table is not None
+    def reference(self, x: Array, positions: Array, table: Array) -> Array:
         half = x.shape[2] // 2
         cos, sin = table[positions][:, None, :half], table[positions][:, None, half:]
         lo, hi = x[:, :, :half], x[:, :, half:]

@@ -7,11 +7,9 @@ Shape legend: T tokens, F intermediate features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 
-from llmir.dialect_ext.base import Array, AttrValue, Call, Lowering, Op, Operand, everywhere
+from llmir.dialect_ext.base import Array, Call, Lowering, Op, Operand, everywhere
 from llmir.dialect_ext.types import TensorType, is_static
 
 
@@ -24,17 +22,11 @@ class SiluMul(Op):
         Operand(name="up", dims=("T", "F"), dtypes=("f32",)),
     )
 
-    def result_types(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> tuple[TensorType, ...]:
-        gate = operands[0]
-        assert gate is not None
+    def result_types(self, call: Call) -> tuple[TensorType, ...]:
+        gate = call.type_of("gate")
         return (gate,)
 
-    def reference(self, *operands: Array | None, **attrs: AttrValue) -> Array:
-        gate, up = operands
-        assert gate is not None
-        assert up is not None
+    def reference(self, gate: Array, up: Array) -> Array:
         wide = gate.astype(np.float64)
         sigmoid = 0.5 * (1 + np.tanh(wide / 2))  # the form that cannot overflow
         return (wide * sigmoid * up).astype(np.float32)

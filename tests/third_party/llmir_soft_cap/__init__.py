@@ -5,14 +5,13 @@ Nothing in llmir knows it; the entry points in its dist-info are all there is.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 
 from llmir.dialect_ext.base import (
     Array,
     Attribute,
-    AttrValue,
     Call,
     Lowering,
     Op,
@@ -32,17 +31,12 @@ class SoftCap(Op):
     operands = (Operand(name="x", dims=("T", "D"), dtypes=("f32",)),)
     attributes = (Attribute(name="cap", kind=float),)
 
-    def result_types(
-        self, operands: Sequence[TensorType | None], attrs: Mapping[str, AttrValue]
-    ) -> tuple[TensorType, ...]:
-        (x,) = operands
-        assert x is not None
+    def result_types(self, call: Call) -> tuple[TensorType, ...]:
+        x = call.type_of("x")
         return (x,)
 
-    def reference(self, *operands: Array | None, **attrs: AttrValue) -> Array:
-        (x,) = operands
-        assert x is not None
-        return (attrs["cap"] * np.tanh(x / attrs["cap"])).astype(np.float32)
+    def reference(self, x: Array, *, cap: float) -> Array:
+        return (cap * np.tanh(x / cap)).astype(np.float32)
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
