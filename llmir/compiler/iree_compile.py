@@ -45,12 +45,13 @@ def _run(mlir: str, flags: Sequence[str], output: Path | None = None) -> bytes:
     from iree.compiler import tools
 
     with tempfile.TemporaryDirectory(prefix="llmir-") as scratch:
-        source = Path(scratch) / "module.mlir"
-        source.write_text(mlir, encoding="utf-8")
-        result = output or Path(scratch) / "out"
+        (Path(scratch) / "module.mlir").write_text(mlir, encoding="utf-8")
+        result = (output or Path(scratch) / "out").absolute()
         tool = tools.binaries.find_tool("iree-compile")
-        command = [tool, str(source), *flags, "-o", str(result)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # The source's name goes into the module's debug information: a relative one, so that
+        # the same source gives the same bytes.
+        command = [tool, "module.mlir", *flags, "-o", str(result)]
+        done = subprocess.run(command, cwd=scratch, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise CompileError(
                 f"iree-compile {' '.join(flags)} failed with exit code {done.returncode}:\n"

@@ -1,0 +1,20 @@
+"""The same inputs give the same files, byte for byte: all but the manifest, which has the date."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import llmir
+
+
+def test_a_second_compile_gives_the_same_files(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    # Two windows: layers that differ in attributes alone.
+    checkpoint = tiny_checkpoint("qwen2-window")
+    first, second = (llmir.compile(checkpoint, output=tmp_path / name) for name in ("a", "b"))
+    names = {p.name for p in first.path.iterdir()} - {"manifest.json"}
+    assert any(name.endswith(".vmfb") for name in names)
+    for name in names:
+        assert (first.path / name).read_bytes() == (second.path / name).read_bytes(), name
