@@ -103,6 +103,7 @@ def write_archive(path: Path, parameters: Iterator[Parameter]) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < num_bytes + _HEADROOM_BYTES:
         raise OSError(errno.ENOSPC, f"{path.name} needs {num_bytes} bytes, {free} are free")
+    path.touch()  # IREE would make a file that other users, a server's too, may not read
     try:
         index.create_archive_file(str(path))
     except (RuntimeError, ValueError, IndexError) as error:  # as IREE's status codes come out

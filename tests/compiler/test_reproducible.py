@@ -1,4 +1,4 @@
-"""The same inputs give the same files, byte for byte: all but the manifest, which has the date."""
+"""The files of an artifact: the same bytes for the same inputs, and for all who may read any."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import llmir
 def test_a_second_compile_gives_the_same_files(
     tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
+    """All but the manifest, which has the date."""
     # Two windows: layers that differ in attributes alone.
     checkpoint = tiny_checkpoint("qwen2-window")
     first, second = (llmir.compile(checkpoint, output=tmp_path / name) for name in ("a", "b"))
@@ -18,3 +19,8 @@ def test_a_second_compile_gives_the_same_files(
     assert any(name.endswith(".vmfb") for name in names)
     for name in names:
         assert (first.path / name).read_bytes() == (second.path / name).read_bytes(), name
+
+
+def test_whoever_may_read_the_manifest_may_read_all(tiny_artifact: Path) -> None:
+    modes = {p.name: p.stat().st_mode for p in tiny_artifact.iterdir()}
+    assert set(modes.values()) == {modes["manifest.json"]}
