@@ -43,6 +43,16 @@ OPTIONS = {
         "--print-ir-after",
         "--json",
     },
+    "bench latency": {
+        "--prompt-lens",
+        "--depths",
+        "--batches",
+        "--repeats",
+        "--device",
+        "--threads",
+        "--kv-cache-memory",
+        "--json",
+    },
     "inspect": {"--tensors", "--verify-weights", "--json"},
     "targets": {"--json"},
     "export-inputs": {"--prompt", "--output", "--raw", "--target", "--json"},
@@ -51,8 +61,12 @@ OPTIONS = {
 
 
 def command_of(name: str) -> click.Command:
-    command = cli.get_command(click.Context(cli), name)
-    assert command is not None
+    command: click.Command = cli
+    for word in name.split():
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), word)
+        assert found is not None
+        command = found
     return command
 
 
@@ -74,16 +88,16 @@ def test_a_commands_options(name: str) -> None:
         assert option.help, f"{option.opts} has no help"
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", [*(name for name in COMMANDS if name != "bench"), "bench latency"])
 def test_every_command_explains_itself(llmir: Llmir, name: str) -> None:
-    text = llmir.ok(name, "--help")
+    text = llmir.ok(*name.split(), "--help")
     assert text.startswith(f"Usage: llmir {name}")
     assert f"llmir {name}" in text.partition("Examples:")[2], "no example"
     assert max(map(len, text.splitlines())) <= 100
 
 
-def test_help_of_every_command_is_the_tables(llmir: Llmir) -> None:
-    assert set(COMMANDS) == {*OPTIONS, "bench"}
+def test_the_options_of_all_commands_are_listed_here() -> None:
+    assert {name.split()[0] for name in OPTIONS} == set(COMMANDS)
 
 
 def test_version(llmir: Llmir) -> None:
