@@ -37,9 +37,9 @@ def test_logits_and_greedy_tokens(
     assert demo.agreement([a.rows_of(kept) for a in answers], answers) >= 0.97
 
 
-def test_perplexity_of_a_window(demo_artifact: Path, demo_reference: Any) -> None:
+def test_perplexity_of_a_window(demo_gguf: Path, demo_artifact: Path, demo_reference: Any) -> None:
     """All four windows: benchmarks/accuracy.py."""
     llm = llmir.LLM(demo_artifact)
-    window = demo.windows(llm)[1]
+    window = demo.windows(demo_gguf)[1]
     expected = demo.perplexity([demo.reference_scores(demo_reference, window)])
     assert demo.perplexity([llm.score(window)]) == pytest.approx(expected, rel=0.005)
