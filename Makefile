@@ -34,7 +34,7 @@ test:
 	@tools/setup.sh dev vulkan
 	@$(bin)/python tools/fetch_demo.py >/dev/null
 	@$(bin)/llmir compile $(demo)
-	$(bin)/pytest -m 'not targets' -n $(JOBS)
+	$(bin)/pytest -m 'not targets' -n $(JOBS) --dist worksteal
 
 test-targets:
 	@tools/setup.sh dev vulkan

@@ -6,10 +6,12 @@ import time
 
 import click
 
+from llmir.artifact import is_artifact
 from llmir.cli.options import json_option, read_op_priority, split_commas
 from llmir.cli.output import human_bytes, print_json, table
 from llmir.cli.progress import num_compile_stages, stages
 from llmir.compiler.options import KV_DTYPES, PAGE_SIZES, CompileOptions
+from llmir.errors import OptionError
 from llmir.formats import WEIGHT_MODES
 
 _DEFAULT = CompileOptions()
@@ -111,6 +113,8 @@ def compile_(
     """
     import llmir
 
+    if is_artifact(model):
+        raise OptionError(f"{model} is an artifact already; run it: llmir run {model}")
     names = split_commas(target_names)
     priority = read_op_priority(op_priority_file, op_priority)
     start = time.perf_counter()

@@ -16,6 +16,7 @@ from llmir.cli.progress import num_compile_stages, stages
 from llmir.engine import SamplingParams
 from llmir.errors import OptionError, RequestError
 from llmir.formats import WEIGHT_MODES
+from llmir.runtime.session import DRIVERS
 
 DEFAULT_MAX_TOKENS = 512
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -30,7 +31,8 @@ def model_options(command: Decorated) -> Decorated:
     )(command)
     command = click.option(
         "--target",
-        help="For a model, not an artifact: what to compile it for.  [default: cpu]",
+        help="For a model, not an artifact: what to compile it for.  [default: what --device "
+        "needs, or cpu]",
     )(command)
     return device_options(verify_weights_option(command))
 
@@ -58,7 +60,8 @@ def open_model(choice: ModelChoice) -> LLM:
     if not artifacts.is_artifact(choice.model):
         with stages(num_compile_stages(1)) as on_stage:
             weights = {} if choice.weights is None else {"weights": choice.weights}
-            made = compile(choice.model, choice.target or "cpu", on_stage=on_stage, **weights)
+            target = choice.target or _target_of(choice.device)
+            made = compile(choice.model, target, on_stage=on_stage, **weights)
         path = str(made.path)
     elif fixed:
         raise OptionError(
@@ -74,6 +77,14 @@ def open_model(choice: ModelChoice) -> LLM:
         # A command serves one request at a time.
         max_num_seqs=1,
     )
+
+
+def _target_of(device: str | None) -> str:
+    """What to compile for where only a device was named."""
+    if device is None:
+        return "cpu"
+    driver = device.partition("://")[0]
+    return DRIVERS.get(driver, driver)
 
 
 def sampling_params(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from pathlib import Path
 
@@ -47,6 +46,7 @@ def opt(
     from llmir.passes.base import pass_names
     from llmir.passes.ir import parse_module
     from llmir.passes.manager import PassManager, verify
+    from llmir.passes.pipelines import split_pipeline
 
     if list_passes:
         click.echo("\n".join(pass_names()))
@@ -54,16 +54,11 @@ def opt(
     manager = PassManager(print_ir_after=tuple(split_commas(print_ir_after)))
     module = parse_module(_read(file))
     verify(module, "in the input")
-    manager.run(module, split_passes(passes))
+    manager.run(module, split_pipeline(passes))
     if output is None:
         click.echo(str(module))
     else:
         Path(output).write_text(f"{module}\n", encoding="utf-8")
-
-
-def split_passes(text: str) -> list[str]:
-    """The passes of `a,b{x=1,y=2},c`: commas between braces belong to a pass's options."""
-    return [part.strip() for part in re.split(r",(?![^{]*\})", text) if part.strip()]
 
 
 def _read(file: str | None) -> str:

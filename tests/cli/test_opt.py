@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from cli.helpers import Llmir
 
-from llmir.cli.opt import split_passes
 from llmir.passes.base import pass_names
 
 MODULE = """
@@ -70,10 +69,8 @@ def test_errors(llmir: Llmir, file: Path) -> None:
     file.write_text(MODULE.replace("%w) {eps", "%w) {epsilon", 1))
     code, text = llmir.error("opt", file)
     assert (code, text[:27]) == (4, "in the input: llm.rms_norm:")
+    file.write_text(MODULE)
+    code, text = llmir.error("opt", "-p", "cse-llm{", file)
+    assert (code, text[:19]) == (2, "braces do not match")
     file.write_bytes(b"\xff")
     assert "is not UTF-8 text" in llmir.error("opt", file)[1]
-
-
-def test_split_passes() -> None:
-    assert split_passes("a, b{x=1,y=2},c{z=3} ,") == ["a", "b{x=1,y=2}", "c{z=3}"]
-    assert split_passes("") == []

@@ -8,11 +8,14 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cli.helpers import LLMIR, Llmir, in_terminal, spawn
 from conftest import DEMO_QUESTION
+
+from llmir import artifact as artifacts
 
 GREEDY = ("--temperature", "0", "--threads", "2")
 
@@ -133,6 +136,18 @@ def test_sampling_options_take_effect(llmir: Llmir, tiny_artifact: Path) -> None
     stopped = run("--temperature", "0", "--stop", stop)
     assert (stopped["finish_reason"], stopped["stop_reason"]) == ("stop", stop)
     assert stopped["text"] == greedy["text"].partition(stop)[0]
+
+
+def test_a_device_decides_what_a_model_is_compiled_for(
+    llmir: Llmir, tiny_checkpoint: Callable[..., Path], tiny_artifact: Path
+) -> None:
+    base = ("Hi", "--json", "--max-tokens", "4", "--temperature", "0")
+    gpu = answer(llmir.ok("run", tiny_checkpoint("llama"), *base, "--device", "vulkan://0"))
+    assert artifacts.load(gpu["artifact"]).manifest.modules[0].target == "vulkan"
+    cpu = answer(llmir.ok("run", tiny_artifact, *base, "--threads", "2"))
+    assert gpu["token_ids"] == cpu["token_ids"]
+    code, text = llmir.error("run", tiny_checkpoint("llama"), "Hi", "--device", "abacus")
+    assert (code, text[:24]) == (2, "unknown target 'abacus';")
 
 
 def test_a_kv_cache_too_small_is_refused(llmir: Llmir, tiny_artifact: Path) -> None:
