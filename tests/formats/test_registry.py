@@ -13,9 +13,7 @@ from llmir import formats
 from llmir.errors import CorruptModelError, UnknownNameError, UnsupportedModelError
 from llmir.formats.packing import CHUNK_ELEMENTS, bit_fields, chunks
 
-SUPPORTED = (
-    "bf16 f16 f32 iq4_nl q2_k q3_k q4_0 q4_1 q4_k q5_0 q5_1 q5_k q6_k q8_0".split()
-)
+SUPPORTED = "bf16 f16 f32 iq4_nl q2_k q3_k q4_0 q4_1 q4_k q5_0 q5_1 q5_k q6_k q8_0".split()
 
 
 def test_names():
