@@ -7,6 +7,7 @@ or a model that was compiled before, neither torch nor the compiler is loaded.
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 from llmir import artifact as artifacts
 from llmir import engine
 from llmir.artifact import Artifact
+from llmir.artifact_writer import locked
 from llmir.compiler.options import CompileOptions, cache_key, make_options, option_names
 from llmir.config import Settings
 from llmir.engine.from_artifact import open_artifact
@@ -22,7 +24,7 @@ from llmir.engine.scheduler import SchedulerConfig
 from llmir.errors import ArtifactError, OptionError
 from llmir.importers.files import model_files
 from llmir.importers.hub import resolve_model
-from llmir.targets import Target, resolve
+from llmir.targets import Target, kind_of_device, resolve
 
 StageHook = Callable[[str], AbstractContextManager[Any]]
 
@@ -55,17 +57,25 @@ def compile(
     error nothing new stands at `output`.
     """
     compile_options = make_options(options)
-    names = [target] if isinstance(target, str) else target
+    names = [target] if isinstance(target, str) else list(target or ())
     targets = [resolve(n) for n in dict.fromkeys(names)]
     if not targets:
-        raise OptionError("compile needs at least one target")
+        raise OptionError("compile needs at least one target; see `llmir targets`")
     settings = Settings.from_env()
-    path = resolve_model(model, offline=settings.hub_offline)
-    key = cache_key(model_files(path), [t.name for t in targets], compile_options)
-    place = Path(output) if output is not None else settings.cache_dir / "artifacts" / key
+    with on_stage("finding the model"):  # which may download it
+        path = resolve_model(model, offline=settings.hub_offline)
+    with on_stage("looking in the cache"):  # which reads the whole model the first time
+        key = cache_key(model_files(path), [t.name for t in targets], compile_options)
+    place = (
+        settings.cache_dir / "artifacts" / key if output is None else Path(os.path.abspath(output))
+    )
     if not print_ir_after and (found := _same(place, key)) is not None:
         return found
-    return _compile(path, targets, place, key, compile_options, on_stage, print_ir_after)
+    with locked(place):
+        # Another process may have compiled the same while this one waited.
+        if not print_ir_after and (found := _same(place, key)) is not None:
+            return found
+        return _compile(path, targets, place, key, compile_options, on_stage, print_ir_after)
 
 
 def _same(place: Path, key: str) -> Artifact | None:
@@ -119,7 +129,7 @@ class LLM(engine.LLM):
     Args:
         model: an artifact's directory or an Artifact; or a model, as `compile` takes it,
             which is compiled once into the cache directory.
-        target: what to compile a model for.
+        target: what to compile a model for; None: what `device` needs, or the CPU.
         device: a device URI ("local-task", "vulkan://0"); None: the first module of the
             artifact that this machine can run.
         kv_cache_memory_bytes: memory for the KV cache; None: up to 1 GiB.
@@ -137,7 +147,7 @@ class LLM(engine.LLM):
         self,
         model: str | Path | Artifact,
         *,
-        target: str = "cpu",
+        target: str | None = None,
         device: str | None = None,
         kv_cache_memory_bytes: int | None = None,
         num_threads: int | None = None,
@@ -150,6 +160,7 @@ class LLM(engine.LLM):
         self.artifact = _artifact_of(
             model,
             target,
+            device,
             verify_weights,
             on_stage,
             options,
@@ -174,7 +185,8 @@ class LLM(engine.LLM):
 
 def _artifact_of(
     model: str | Path | Artifact,
-    target: str,
+    target: str | None,
+    device: str | None,
     verify_weights: str,
     on_stage: StageHook,
     options: dict[str, Any],
@@ -189,18 +201,19 @@ def _artifact_of(
         if name not in option_names():
             known = [*inspect.signature(LLM).parameters][:-1] + list(option_names())
             raise OptionError(f"LLM has no option {name!r}; it has: {', '.join(known)}")
-    is_made = isinstance(model, Artifact) or artifacts.is_artifact(model)
-    if is_made and options:
-        raise OptionError(
-            f"{', '.join(options)}: fixed when an artifact is compiled; "
-            f"{model if not isinstance(model, Artifact) else model.path} is one already"
-        )
-    if isinstance(model, Artifact):
-        return model
-    if is_made:
-        return artifacts.load(model, verify_weights=verify_weights)
-    defaults = CompileOptions()
-    larger: dict[str, Any] = {
-        n: v for n, v in sizes.items() if v is not None and v > getattr(defaults, n)
-    }
-    return compile(model, target, on_stage=on_stage, **options, **larger)
+    artifacts.check_verify_weights(verify_weights)
+    place = model.path if isinstance(model, Artifact) else model
+    if isinstance(model, Artifact) or artifacts.is_artifact(model):
+        fixed = [*options, *(["target"] if target is not None else [])]
+        if fixed:
+            raise OptionError(
+                f"{', '.join(fixed)}: fixed when an artifact is compiled; {place} is one already"
+            )
+    else:
+        defaults = CompileOptions()
+        larger = {n: v for n, v in sizes.items() if v is not None and v > getattr(defaults, n)}
+        options = {**options, **larger}
+        target = target or ("cpu" if device is None else kind_of_device(device))
+        place = compile(model, target, on_stage=on_stage, **options).path
+    with on_stage("checking the artifact"):
+        return artifacts.load(place, verify_weights=verify_weights)

@@ -5,9 +5,8 @@
     weights.<layout>.irpa  one parameter archive per weight layout
     tokenizer.json, tokenizer_config.json, generation_config.json, config.json
 
-An artifact is written under a temporary name beside its place and renamed when
-it is whole, so that a killed or failed compile leaves nothing that loads.  The
-two towers of llmir meet here and nowhere else.
+artifact_writer writes it whole or not at all.  The two towers of llmir meet here
+and nowhere else.
 """
 
 from __future__ import annotations
@@ -15,10 +14,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,7 +31,6 @@ from llmir.errors import (
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
-_PID = ".pid"  # in a directory being written: whose it is
 VERIFY_WEIGHTS = ("first", "always", "never")
 
 
@@ -191,44 +186,36 @@ def load(
     Raises: ArtifactNotFoundError, ArtifactVersionError, ArtifactCorruptError,
     OptionError for another `verify_weights`.
     """
-    if verify_weights not in VERIFY_WEIGHTS:
-        raise OptionError(
-            f"verify_weights must be one of {', '.join(VERIFY_WEIGHTS)}; got {verify_weights!r}"
-        )
-    root = Path(path)
+    check_verify_weights(verify_weights)
+    root = Path(os.path.abspath(path))  # an artifact stays itself when the process moves
     manifest = read_manifest(root)
     for name, entry in manifest.files.items():
         check_file(root, name, entry, verify_weights, memo or DigestMemo.default())
     return Artifact(root, manifest)
 
 
+def check_verify_weights(value: str) -> None:
+    """Raise OptionError unless `value` is one of VERIFY_WEIGHTS."""
+    if value not in VERIFY_WEIGHTS:
+        raise OptionError(
+            f"verify_weights must be one of {', '.join(VERIFY_WEIGHTS)}; got {value!r}"
+        )
+
+
 def is_artifact(path: str | Path) -> bool:
-    """Whether `path` is a directory with a manifest."""
-    return (Path(path) / MANIFEST).is_file()
+    """Whether `path` is a directory of ours, be it a damaged one.
 
-
-@contextmanager
-def writing(path: str | Path) -> Iterator[Path]:
-    """A temporary directory that becomes `path` when the block ends without an error.
-
-    An artifact that stands there is replaced; anything else at `path` is refused
-    with OptionError before work begins.  On an error, and at the next call after
-    a kill, the temporary directory is removed.
+    Other programs have a manifest.json too.  Ours names its format version; one that
+    cannot be read at all counts as ours if there are compiled modules beside it.
     """
-    final = Path(path)
-    if final.exists() and not is_artifact(final) and (not final.is_dir() or any(final.iterdir())):
-        raise OptionError(f"{final} exists and is not an llmir artifact; choose another output")
-    final.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(final)
-    temporary = Path(tempfile.mkdtemp(prefix=_prefix(final), dir=final.parent))
-    (temporary / _PID).write_text(str(os.getpid()))
+    root = Path(path)
+    if not (root / MANIFEST).is_file():
+        return False
     try:
-        yield temporary
-        (temporary / _PID).unlink()
-        _sync(temporary)
-        _replace(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        data = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return any(root.glob("*.vmfb"))
+    return isinstance(data, dict) and {"format_version", "modules", "files"} <= data.keys()
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
@@ -236,7 +223,7 @@ def write_manifest(directory: Path, manifest: Manifest) -> Manifest:
     files = {
         p.name: FileEntry(num_bytes=p.stat().st_size, sha256=sha256_of(p))
         for p in sorted(directory.iterdir())
-        if p.name not in (MANIFEST, _PID)
+        if p.name != MANIFEST
     }
     manifest = dataclasses.replace(manifest, files=files)
     text = json.dumps(dataclasses.asdict(manifest), indent=1, ensure_ascii=False)
@@ -249,7 +236,7 @@ def read_manifest(root: Path) -> Manifest:
 
     Raises: ArtifactNotFoundError, ArtifactVersionError, ArtifactCorruptError.
     """
-    if not is_artifact(root):
+    if not (root / MANIFEST).is_file():
         what = "is not a directory" if not root.is_dir() else f"holds no {MANIFEST}"
         raise ArtifactNotFoundError(f"no artifact at {root}: it {what}; make one: llmir compile")
     try:
@@ -311,36 +298,3 @@ def check_file(
             f"{path} is damaged: sha256 is {found}, the manifest says {entry.sha256}; "
             "compile the model again"
         )
-
-
-def _prefix(final: Path) -> str:
-    return f".{final.name}.partial-"
-
-
-def _remove_leftovers(final: Path) -> None:
-    """Remove what a killed compile of the same artifact left, if its process is gone."""
-    for old in final.parent.glob(_prefix(final) + "*"):
-        try:
-            pid = int((old / _PID).read_text())
-            os.kill(pid, 0)
-        except (OSError, ValueError):
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _sync(directory: Path) -> None:
-    """Have the files on disk before the rename makes them visible."""
-    for path in directory.iterdir():
-        with path.open("rb") as handle:
-            os.fsync(handle.fileno())
-
-
-def _replace(temporary: Path, final: Path) -> None:
-    # A directory cannot be renamed over a full one: the old one steps aside first.
-    temporary.chmod(0o755)
-    if final.exists():
-        aside = Path(tempfile.mkdtemp(prefix=_prefix(final), dir=final.parent))
-        final.rename(aside / "old")
-        temporary.rename(final)
-        shutil.rmtree(aside, ignore_errors=True)
-    else:
-        temporary.rename(final)

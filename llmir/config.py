@@ -103,12 +103,22 @@ class Settings:
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read the environment.  Raises OptionError on a value it does not understand."""
         env = os.environ if environ is None else environ
-        if env.get("LLMIR_CACHE"):
-            cache = Path(env["LLMIR_CACHE"]).expanduser()
-        else:
-            base = env.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-            cache = Path(base).expanduser() / "llmir"
-        return cls(cache_dir=cache, hub_offline=_env_flag(env, "HF_HUB_OFFLINE"))
+        given = env.get("LLMIR_CACHE")
+        try:
+            if given:
+                cache = Path(given).expanduser()
+            else:
+                base = env.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+                cache = Path(base).expanduser() / "llmir"
+        except RuntimeError as error:
+            raise OptionError(f"no place for the cache ({error}); set LLMIR_CACHE") from error
+        # Absolute: the process may move.
+        return cls(cache_dir=cache.absolute(), hub_offline=_env_flag(env, "HF_HUB_OFFLINE"))
+
+
+def printable_name(path: Path) -> str:
+    """The last part of a path as text that can be stored: file names are bytes."""
+    return os.fsencode(path.name).decode("utf-8", "replace")
 
 
 def _env_flag(env: Mapping[str, str], name: str) -> bool:

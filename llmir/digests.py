@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,11 +56,12 @@ class DigestMemo:
 
     def _write(self, known: dict[str, object]) -> None:
         # Best effort: on a read-only or full cache directory the digest is computed each time.
-        try:
+        with suppress(OSError):
             self.file.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.file.parent)
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                json.dump(known, stream)
-            Path(name).replace(self.file)
-        except OSError:
-            return
+            try:
+                with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                    json.dump(known, stream)
+                Path(name).replace(self.file)
+            except OSError:
+                Path(name).unlink()

@@ -50,9 +50,7 @@ class UnknownNameError(OptionError):
         self.kind = kind
         self.name = name
         self.known = tuple(sorted(known))
-        super().__init__(
-            f"unknown {kind} {name!r}; known {kind}s: {', '.join(self.known) or '(none)'}"
-        )
+        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(self.known) or '(none)'}")
 
 
 class ModelError(LlmirError, ValueError):

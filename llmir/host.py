@@ -17,9 +17,9 @@ _CHECKED = frozenset(
     "avx512f avx512bw avx512cd avx512dq avx512vl avx512vnni avx512bf16 avx512fp16 "
     "avx512vbmi avx512vbmi2 avx512ifma avx512bitalg avx512vpopcntdq avxvnni "
     "amxtile amxint8 amxbf16 gfni vaes vpclmulqdq "
-    "asimd neon dotprod i8mm bf16 sve sve2".split()
+    "neon dotprod i8mm bf16 sve sve2".split()
 )
-_SPELLINGS = {"pni": "sse3", "asimddp": "dotprod"}
+_SPELLINGS = {"pni": "sse3", "asimddp": "dotprod", "asimd": "neon"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,10 @@ def host_cpu() -> HostCpu:
     text = path.read_text() if path.exists() else ""
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     model = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
+    machine = platform.machine().lower()
     features = frozenset(_normal(f) for f in (flags[1].split() if flags else ()))
     return HostCpu(
-        arch=platform.machine().lower(),
+        arch={"arm64": "aarch64", "amd64": "x86_64"}.get(machine, machine),
         model=model[1] if model else platform.processor(),
         features=features,
     )

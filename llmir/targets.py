@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from llmir.errors import UnknownNameError
+from llmir.errors import OptionError, UnknownNameError
 
 # What iree-compile 3.13 was seen to take (sm_90 fails there with "missing GPU target";
 # PTX for sm_80 runs on newer GPUs through the driver's compiler).
@@ -100,10 +100,21 @@ ALIASES = {
 }
 
 
+_KINDS = {"local-task": "cpu", "local-sync": "cpu", "hip": "rocm"}
+
+
+def kind_of_device(uri: str) -> str:
+    """The target kind that runs on a device: "cpu" for "local-task", "vulkan" for "vulkan://0"."""
+    driver = uri.partition("://")[0]
+    return _KINDS.get(driver, driver)
+
+
 def resolve(name: str | Target) -> Target:
     """The target of that name or alias.  Raises UnknownNameError listing the names."""
     if isinstance(name, Target):
         return name
+    if not isinstance(name, str):
+        raise OptionError(f"a target is a name such as 'cpu', not {name!r}")
     target = TARGETS.get(ALIASES.get(name, name))
     if target is None:
         raise UnknownNameError("target", name, [*TARGETS, *ALIASES])

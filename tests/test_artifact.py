@@ -8,8 +8,11 @@ import os
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +22,7 @@ import transformers
 
 import llmir
 from llmir import artifact, host
+from llmir.artifact_writer import locked, writing
 from llmir.digests import DigestMemo
 from llmir.errors import (
     ArtifactCorruptError,
@@ -191,25 +195,107 @@ def test_a_device_the_artifact_is_not_for(tiny_artifact: Path) -> None:
 
 def test_an_error_while_writing_leaves_what_was_there(copy: Path) -> None:
     before = (copy / "manifest.json").read_bytes()
-    with pytest.raises(RuntimeError, match="half way"), artifact.writing(copy) as directory:  # noqa: PT012
+
+    def fail(directory: Path) -> None:
         (directory / "manifest.json").write_text("{}")
         raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"), writing(copy) as directory:
+        fail(directory)
     assert (copy / "manifest.json").read_bytes() == before
     assert [p.name for p in copy.parent.iterdir()] == [copy.name]
 
 
-def test_only_artifacts_and_empty_directories_are_replaced(tmp_path: Path) -> None:
-    precious = tmp_path / "thesis"
-    precious.mkdir()
-    (precious / "chapter").write_text("1")
-    refused = "exists and is not an llmir artifact"
-    with pytest.raises(OptionError, match=refused), artifact.writing(precious):
-        pass
-    assert (precious / "chapter").read_text() == "1"
-    file = tmp_path / "file"
-    file.write_text("x")
-    with pytest.raises(OptionError, match=refused), artifact.writing(file):
-        pass
+def refused(path: Path) -> str:
+    before = sorted(path.iterdir()) if path.is_dir() else path.read_bytes()
+    with pytest.raises(OptionError) as error, writing(path):
+        raise AssertionError("work began")
+    assert (sorted(path.iterdir()) if path.is_dir() else path.read_bytes()) == before
+    return str(error.value)
+
+
+def test_only_artifacts_and_empty_directories_are_replaced(copy: Path, tmp_path: Path) -> None:
+    thesis = tmp_path / "thesis"
+    thesis.mkdir()
+    (thesis / "chapter").write_text("1")
+    assert "exists and is not an llmir artifact" in refused(thesis)
+    # Other programs have a manifest.json as well.
+    (thesis / "manifest.json").write_text('{"name": "an extension", "version": "1"}')
+    assert "exists and is not an llmir artifact" in refused(thesis)
+    assert not artifact.is_artifact(thesis)
+    assert "exists and is not an llmir artifact" in refused(thesis / "chapter")
+    (copy / "notes.txt").write_text("mine")
+    assert "is an artifact, but holds other files too (notes.txt)" in refused(copy)
+
+
+def test_an_empty_directory_is_taken(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = llmir.compile(tiny_checkpoint("llama"), output="x[1].llmir")
+    assert made.path == tmp_path / "x[1].llmir"
+    monkeypatch.chdir("/")
+    assert llmir.LLM(made, kv_cache_memory_bytes=1 << 22).score([5, 6, 7]).shape == (2,)
+
+
+def test_leftovers_are_removed_whatever_the_name(tmp_path: Path) -> None:
+    (tmp_path / ".x[1].partial-old").mkdir()
+    with writing(tmp_path / "x[1]") as directory:
+        (directory / "a").write_text("a")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x[1]"]
+
+
+def test_modes_follow_the_umask(tmp_path: Path) -> None:
+    umask = os.umask(0o027)
+    try:
+        with writing(tmp_path / "out"):
+            pass
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
+
+
+def test_two_processes_compile_the_same_model_once(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    """The second waits for the first and finds what it made."""
+    code = """
+import sys, time
+from contextlib import contextmanager
+import llmir
+@contextmanager
+def on_stage(name):
+    if name == "tracing the model":
+        print("compiling", flush=True)
+    yield
+print(llmir.compile(sys.argv[1], "cpu", on_stage=on_stage).manifest.created, flush=True)
+"""
+    command = [sys.executable, "-c", code, tiny_checkpoint("llama-mha")]
+    env = {**os.environ, "LLMIR_CACHE": str(tmp_path)}
+    both = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [p.communicate(timeout=200)[0].split() for p in both]
+    assert [p.returncode for p in both] == [0, 0]
+    assert sorted(map(len, said)) == [1, 2], said
+    assert said[0][-1] == said[1][-1]
+    (artifacts,) = (p for p in tmp_path.iterdir() if p.name == "artifacts")
+    assert len(list(artifacts.iterdir())) == 1
+
+
+def test_a_lock_is_passed_on_and_leaves_no_file(tmp_path: Path) -> None:
+    order: list[str] = []
+
+    def second() -> None:
+        with locked(tmp_path / "a"):
+            order.append("second")
+
+    with locked(tmp_path / "a"):
+        thread = threading.Thread(target=second)
+        thread.start()
+        time.sleep(0.2)
+        order.append("first")
+    thread.join()
+    assert order == ["first", "second"]
+    assert list(tmp_path.iterdir()) == []
 
 
 COMPILE = """
@@ -237,7 +323,8 @@ def test_killed_in_the_middle(
     done = subprocess.run([sys.executable, "-c", code, model, output, stage], check=False)
     assert done.returncode == -signal.SIGKILL
     assert not output.exists()
-    assert len(list(tmp_path.iterdir())) == 1, "the killed compile's directory is still there"
+    left = sorted(p.name for p in tmp_path.iterdir())
+    assert [n for n in left if "partial" in n], "the killed compile's directory is still there"
     llmir.compile(model, "cpu", output)
     llmir.load(output)
     assert [p.name for p in tmp_path.iterdir()] == ["out.llmir"]

@@ -21,6 +21,7 @@ FLOORS = {
     "targets": 0,
     "formats": 0,
     "artifact": 0,
+    "artifact_writer": 0,
     "dialect_ext": 1,
     "runtime": 1,
     "models": 2,
@@ -39,7 +40,16 @@ FLOORS = {
 LEFT = {"dialect_ext", "models", "passes", "sharding", "importers", "compiler"}
 RIGHT = {"runtime", "engine", "bench", "server", "integrations"}
 # On the ground floor the parts build on one another, in this order.
-GROUND = ["errors", "config", "digests", "host", "targets", "formats", "artifact"]
+GROUND = [
+    "errors",
+    "config",
+    "digests",
+    "host",
+    "targets",
+    "formats",
+    "artifact",
+    "artifact_writer",
+]
 # api and cli are one floor; the command line stands on the Python interface.
 TOP = ["api", "__init__", "cli"]
 RIGHT_TOWER_NEEDS = {"iree.runtime", "iree._runtime_libs", "numpy", "tokenizers", "jinja2"}

@@ -72,6 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     argv: the arguments without the program's name; None: the process's own.
     """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # A terminal that cannot show a character must not end an answer half way.
         if hasattr(stream, "reconfigure"):
@@ -94,6 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (LlmirError, OSError) as error:
         return _fail(_message(error), exit_code_of(error))
     return 0
+
+
+def _open_closed_streams() -> None:
+    """A stream that was closed before we began (`<&-`, a daemon's) reads and writes nothing."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8")  # noqa: SIM115  for good
+            setattr(sys, name, stream)
 
 
 def _fail(message: str, code: int) -> int:

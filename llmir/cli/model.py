@@ -16,7 +16,7 @@ from llmir.cli.progress import num_compile_stages, stages
 from llmir.engine import SamplingParams
 from llmir.errors import OptionError, RequestError
 from llmir.formats import WEIGHT_MODES
-from llmir.runtime.session import DRIVERS
+from llmir.targets import kind_of_device
 
 DEFAULT_MAX_TOKENS = 512
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -60,7 +60,9 @@ def open_model(choice: ModelChoice) -> LLM:
     if not artifacts.is_artifact(choice.model):
         with stages(num_compile_stages(1)) as on_stage:
             weights = {} if choice.weights is None else {"weights": choice.weights}
-            target = choice.target or _target_of(choice.device)
+            target = choice.target or (
+                "cpu" if choice.device is None else kind_of_device(choice.device)
+            )
             made = compile(choice.model, target, on_stage=on_stage, **weights)
         path = str(made.path)
     elif fixed:
@@ -77,14 +79,6 @@ def open_model(choice: ModelChoice) -> LLM:
         # A command serves one request at a time.
         max_num_seqs=1,
     )
-
-
-def _target_of(device: str | None) -> str:
-    """What to compile for where only a device was named."""
-    if device is None:
-        return "cpu"
-    driver = device.partition("://")[0]
-    return DRIVERS.get(driver, driver)
 
 
 def sampling_params(

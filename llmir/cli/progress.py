@@ -16,7 +16,7 @@ def is_watched() -> bool:
 
 def num_compile_stages(num_targets: int) -> int:
     """How many stages `llmir.compile` reports for that many targets."""
-    return 5 + 2 * num_targets
+    return 7 + 2 * num_targets
 
 
 @contextmanager

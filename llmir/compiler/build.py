@@ -17,6 +17,7 @@ from iree.compiler import ir
 import llmir
 from llmir import artifact
 from llmir.artifact import Artifact, KvLayout, Limits, Manifest, ModuleEntry, ProviderUse
+from llmir.artifact_writer import writing
 from llmir.compiler import iree_compile
 from llmir.compiler.export import export_step, kv_layout, step_arguments
 from llmir.compiler.in_place import check_in_place
@@ -66,6 +67,8 @@ def compile_model(
 ) -> Artifact:
     """Compile an imported model for one or more targets into an artifact at `output`.
 
+    The caller holds `artifact_writer.locked(output)`.
+
     Args:
         key: the cache key that the manifest names, see options.cache_key.
         print_ir_after: names of passes after which to print the IR to stderr.
@@ -77,7 +80,7 @@ def compile_model(
     limits = _limits(model.spec, options)
     kv = kv_layout(model.spec, options.kv_dtype, options.page_size)
     clock = _Clock(on_stage)
-    with artifact.writing(output) as directory:
+    with writing(output) as directory:
         with clock.stage("quantising weights"):
             weights = StoredWeights(model, options.weights, limits.max_model_len)
         with clock.stage("writing weights"):
@@ -108,7 +111,7 @@ def compile_model(
             compile_seconds=clock.seconds,
         )
         manifest = artifact.write_manifest(directory, manifest)
-    return Artifact(output, manifest)
+    return Artifact(output.absolute(), manifest)
 
 
 def _limits(spec: ModelSpec, options: CompileOptions) -> Limits:
@@ -122,7 +125,7 @@ def _limits(spec: ModelSpec, options: CompileOptions) -> Limits:
     return Limits(
         max_model_len=wanted,
         max_num_batched_tokens=options.max_num_batched_tokens,
-        max_num_seqs=min(options.max_num_seqs, options.max_num_batched_tokens),
+        max_num_seqs=options.max_num_seqs,
     )
 
 

@@ -17,6 +17,7 @@ from llmir.models.decoder import DecoderLM, FormOf, group_of_layer, kv_groups
 
 PARAMETER_SCOPE = "model"
 MAX_PAGES = 1 << 24
+_LARGEST_EXAMPLE = 16  # no size of an example tensor is larger, pages excepted
 
 
 def kv_layout(spec: ModelSpec, dtype: str, page_size: int) -> KvLayout:
@@ -74,11 +75,15 @@ def export_step(spec: ModelSpec, form_of: FormOf, kv: KvLayout, limits: Limits) 
 
 
 def _trace(model: DecoderLM, kv: KvLayout, limits: Limits) -> torch.export.ExportedProgram:
+    def size(name: str, most: int) -> Dim:
+        # A limit below the examples' sizes is the engine's to keep; a dim cannot have it.
+        return Dim(name, min=1, max=max(most, _LARGEST_EXAMPLE))
+
     # Dim names must not be sympy's own: "S" is.
-    num_tokens = Dim("num_tokens", min=1, max=limits.max_num_batched_tokens)
-    num_seqs = Dim("num_seqs", min=1, max=limits.max_num_seqs)
-    num_columns = Dim("num_columns", min=1, max=-(-limits.max_model_len // kv.page_size) + 1)
-    num_rows = Dim("num_rows", min=1, max=limits.max_num_batched_tokens)
+    num_tokens = size("num_tokens", limits.max_num_batched_tokens)
+    num_seqs = size("num_seqs", limits.max_num_seqs)
+    num_columns = size("num_columns", -(-limits.max_model_len // kv.page_size) + 1)
+    num_rows = size("num_rows", limits.max_num_batched_tokens)
     num_groups = len(kv.group_windows)
     num_pages = [Dim(f"num_pages_{g}", min=2, max=MAX_PAGES) for g in range(num_groups)]
     page = (2, kv.num_kv_heads, kv.page_size, kv.head_dim)

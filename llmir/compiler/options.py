@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -55,6 +56,18 @@ class CompileOptions:
         _at_least_one("max_num_seqs", self.max_num_seqs)
         if self.max_model_len is not None:
             _at_least_one("max_model_len", self.max_model_len)
+        if self.max_num_seqs > self.max_num_batched_tokens:
+            raise OptionError(
+                f"max_num_seqs {self.max_num_seqs} is more than max_num_batched_tokens "
+                f"{self.max_num_batched_tokens}: every sequence needs a token of each step"
+            )
+        if not isinstance(self.op_priority, Mapping) or any(
+            isinstance(names, str) for names in self.op_priority.values()
+        ):
+            raise OptionError(
+                "op_priority must be a mapping such as {'rms_norm': ['portable']}; "
+                f"got {self.op_priority!r}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest records it."""
@@ -80,12 +93,12 @@ def cache_key(files: Sequence[str], targets: Sequence[str], options: CompileOpti
     """A name for the artifact that these inputs give: 32 hexadecimal digits.
 
     It covers the bytes of the model's files, targets, options, the pinned tools'
-    versions, llmir's own code and the packages that add ops or providers; not the
-    names or places of files.
+    versions, llmir's own code and the packages that add ops or providers; not where
+    the model lies or what a GGUF file is called.
     """
     memo = DigestMemo.default()
     facts = {
-        "files": sorted(memo.sha256(Path(f)) for f in files),
+        "files": sorted((_name_in_model(Path(f)), memo.sha256(Path(f))) for f in files),
         "targets": list(targets),
         "options": options.to_json(),
         "tools": tool_versions(),
@@ -96,6 +109,14 @@ def cache_key(files: Sequence[str], targets: Sequence[str], options: CompileOpti
     }
     text = json.dumps(facts, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _name_in_model(path: Path) -> str:
+    """A file's name as far as it decides what the file is: of a GGUF file, which shard."""
+    if path.suffix.lower() != ".gguf":
+        return path.name
+    shard = re.search(r"-\d{5}-of-\d{5}\.gguf$", path.name.lower())
+    return shard[0] if shard else ".gguf"
 
 
 @functools.cache

@@ -185,6 +185,6 @@ class Scheduler:
 def _within(name: str, value: int | None, limit: int) -> int:
     if value is None:
         return limit
-    if not 1 <= value <= limit:
-        raise OptionError(f"{name} must be between 1 and {limit}, not {value}")
+    if not isinstance(value, int) or not 1 <= value <= limit:
+        raise OptionError(f"{name} must be between 1 and {limit}, not {value!r}")
     return value

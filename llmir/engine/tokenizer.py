@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import tokenizers
 
@@ -127,6 +127,16 @@ class Tokenizer:
         anchor, anchor_text = self._anchor
         return self.decode([*anchor, token_id], skip_special_tokens=False)[len(anchor_text) :]
 
+    @overload
+    def apply_chat_template(
+        self, messages: Sequence[Any], *, tokenize: Literal[False] = False, **options: Any
+    ) -> str: ...
+
+    @overload
+    def apply_chat_template(
+        self, messages: Sequence[Any], *, tokenize: Literal[True], **options: Any
+    ) -> list[int]: ...
+
     def apply_chat_template(
         self,
         messages: Sequence[Any],
@@ -134,9 +144,13 @@ class Tokenizer:
         tools: Sequence[Mapping[str, Any]] | None = None,
         add_generation_prompt: bool = True,
         chat_template: str | None = None,
+        tokenize: bool = False,
         **variables: Any,
-    ) -> str:
-        """The text of a chat prompt; encode it with add_special_tokens=False.
+    ) -> str | list[int]:
+        """The text of a chat prompt; or, with `tokenize`, its token ids.
+
+        Encode the text with add_special_tokens=False: the template has written BOS where
+        it wants it.
 
         Args:
             chat_template: a template, or the name of one of the model's; None takes the one
@@ -147,13 +161,14 @@ class Tokenizer:
             RequestError: no template, or one that fails on these messages.
         """
         template = self._choose_template(chat_template, tools is not None)
-        return render_chat(
+        text = render_chat(
             template,
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             **{**self.special_tokens, **variables},
         )
+        return self.encode(text, add_special_tokens=False) if tokenize else text
 
     def _choose_template(self, given: str | None, has_tools: bool) -> str:
         if given is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from llmir.config import printable_name
 from llmir.importers.base import ImportedModel
 from llmir.importers.gguf_spec import read_architecture, read_spec
 from llmir.importers.gguf_split import read_gguf_model
@@ -35,6 +36,6 @@ def import_gguf(path: str | os.PathLike[str]) -> ImportedModel:
         spec=spec,
         weights=weights,
         tokenizer=read_tokenizer(meta, spec.vocab_size),
-        source=Path(path).name,
+        source=printable_name(Path(path)),
         files=tuple(str(shard) for shard in model.paths),
     )

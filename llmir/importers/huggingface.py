@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from llmir.config import ModelSpec
+from llmir.config import ModelSpec, printable_name
 from llmir.errors import CorruptModelError, ModelNotFoundError, UnsupportedModelError
 from llmir.formats.base import Weight
 from llmir.importers.base import ImportedModel
@@ -204,4 +204,4 @@ def _source_name(directory: Path) -> str:
     cache_entry = path.parent.parent.name
     if path.parent.name == "snapshots" and cache_entry.startswith("models--"):
         return cache_entry.removeprefix("models--").replace("--", "/")
-    return path.name
+    return printable_name(path)

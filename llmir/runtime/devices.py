@@ -40,7 +40,9 @@ def open_device(uri: str, num_threads: int | None = None) -> rt.HalDevice:
     driver_name, sep, path = uri.partition("://")
     driver_name = _DRIVER_ALIASES.get(driver_name, driver_name)
     if driver_name == "local-task":
-        _set_threads(num_threads or num_cores())
+        _set_threads(num_threads)
+    elif num_threads is not None:
+        raise OptionError(f"threads are for the device local-task; {uri!r} has none to set")
     return _opened(driver_name, path if sep else None)
 
 
@@ -85,12 +87,22 @@ def available_devices() -> tuple[DeviceInfo, ...]:
     return tuple(dict.fromkeys(found))
 
 
+def positive(name: str, value: int) -> int:
+    """`value`, if it is a whole number of at least 1.  Raises OptionError naming the option."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise OptionError(f"{name} must be a positive whole number, got {value!r}")
+    return value
+
+
 _threads: list[int] = []
 
 
-def _set_threads(num_threads: int) -> None:
-    if num_threads < 1:
-        raise OptionError(f"threads must be at least 1, got {num_threads}")
+def _set_threads(wanted: int | None) -> None:
+    if wanted is None:
+        if _threads:
+            return
+        wanted = num_cores()
+    num_threads = positive("threads", wanted)
     if not _threads:
         rt.flags.parse_flags(f"--task_topology_group_count={num_threads}")
         _threads.append(num_threads)

@@ -15,12 +15,12 @@ from llmir.artifact import Artifact, KvLayout, ModuleEntry
 from llmir.errors import ArtifactTargetError, DeviceError, OptionError
 from llmir.host import available_bytes, host_cpu
 from llmir.runtime.base import F32, StepBatch, StepLimits
-from llmir.runtime.devices import IREE_ERRORS, open_device
+from llmir.runtime.devices import IREE_ERRORS, available_devices, open_device, positive
 from llmir.runtime.transfer import ELEMENT_BYTES, ELEMENT_TYPES, to_device, to_host
+from llmir.targets import kind_of_device
 
 PARAMETER_SCOPE = "model"
 DEFAULT_KV_BYTES = 1 << 30
-DRIVERS = {"local-task": "cpu", "local-sync": "cpu", "hip": "rocm"}
 _log = logging.getLogger(__name__)
 
 
@@ -115,8 +115,7 @@ def choose_module(artifact: Artifact, device: str | None) -> ModuleEntry:
     """
     entries = artifact.manifest.modules
     if device is not None:
-        driver = device.partition("://")[0]
-        kind = DRIVERS.get(driver, driver)
+        kind = kind_of_device(device)
         entries = tuple(m for m in entries if m.target.partition(":")[0] == kind)
         if not entries:
             there = ", ".join(m.target for m in artifact.manifest.modules)
@@ -125,14 +124,15 @@ def choose_module(artifact: Artifact, device: str | None) -> ModuleEntry:
                 f"Compile the model with target {kind!r} as well"
             )
     refused = []
+    drivers = {d.uri.partition("://")[0] for d in available_devices()}
     for entry in entries:
         missing = host_cpu().missing(entry.cpu_arch, entry.cpu_features) if entry.cpu_arch else []
         if missing:
             refused.append(f"{entry.target} needs {', '.join(missing)}")
-        elif device is not None or entry.driver in rt.query_available_drivers():
+        elif device is not None or entry.driver in drivers:
             return entry
         else:
-            refused.append(f"{entry.target} needs the driver {entry.driver}")
+            refused.append(f"{entry.target} needs a device of the driver {entry.driver}")
     raise ArtifactTargetError(
         f"no module of {artifact.path} runs on this machine: {'; '.join(refused)}. "
         "Compile the model here, or for an older CPU (target cpu:x86-64-v3)"
@@ -144,11 +144,12 @@ def _load(
 ) -> tuple[rt.VmContext, rt.VmFunction]:
     instance = rt.VmInstance()
     index = rt.ParameterIndex()
-    index.load(str(artifact.file(module.weights)), mmap=True)
-    parameters = rt.create_io_parameters_module(instance, index.create_provider(PARAMETER_SCOPE))
     hal = rt.create_hal_module(instance, device)
-    code = rt.VmModule.mmap(instance, str(artifact.file(module.file)))
     try:
+        index.load(str(artifact.file(module.weights)), mmap=True)
+        provider = index.create_provider(PARAMETER_SCOPE)
+        parameters = rt.create_io_parameters_module(instance, provider)
+        code = rt.VmModule.mmap(instance, str(artifact.file(module.file)))
         context = rt.VmContext(instance, [hal, parameters, code])
     except IREE_ERRORS as error:
         raise DeviceError(f"cannot load {module.file} on {module.target}: {error}") from error
@@ -172,6 +173,7 @@ def _num_pages(artifact: Artifact, budget: int | None) -> tuple[int, ...]:
     most = limits.max_num_seqs * pages_per_seq + 1
     if budget is None:
         budget = min(DEFAULT_KV_BYTES, available_bytes() // 2)
+    positive("kv_cache_memory_bytes", budget)
     pages = min(most, budget // bytes_per_page)
     least = 2
     if pages < least:

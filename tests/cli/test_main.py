@@ -155,7 +155,7 @@ def test_errors_of_each_kind(llmir: Llmir, tiny_artifact: Path, tmp_path: Path) 
     wrong_mlir = tmp_path / "wrong.mlir"
     wrong_mlir.write_text("func.func @f( {")
     for code, part, arguments in [
-        (2, "known targets: cpu, cpu:aarch64", ["compile", wrong, "--target", "cpu:z80"]),
+        (2, "known: cpu, cpu:aarch64", ["compile", wrong, "--target", "cpu:z80"]),
         (2, "unknown op 'matmul'", ["compile", wrong, "--op-priority", "matmul=portable"]),
         (2, "fixed when an artifact is compiled", ["run", tiny_artifact, "x", "--target", "cpu"]),
         (2, "is an artifact already; run it: ", ["compile", tiny_artifact]),

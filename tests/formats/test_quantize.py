@@ -238,8 +238,7 @@ def test_an_unknown_mode_lists_the_known():
     with pytest.raises(UnknownNameError) as caught:
         formats.quantize(weight(normal(2, 32)), "int3")
     assert str(caught.value) == (
-        "unknown weight mode 'int3'; known weight modes: "
-        "bf16, f32, int4-g32, int8, keep, q4_0, q8_0"
+        "unknown weight mode 'int3'; known: bf16, f32, int4-g32, int8, keep, q4_0, q8_0"
     )
 
 

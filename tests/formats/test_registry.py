@@ -56,7 +56,7 @@ def test_an_unknown_ggml_type_lists_the_known():
 
 
 def test_an_unknown_name_lists_the_known():
-    with pytest.raises(UnknownNameError, match=r"unknown format 'q9_9'; known formats: bf16, f16"):
+    with pytest.raises(UnknownNameError, match=r"unknown format 'q9_9'; known: bf16, f16"):
         formats.get("q9_9")
 
 
