@@ -36,6 +36,7 @@ FLOORS = {
     "api": 5,
     "cli": 5,
     "__init__": 5,
+    "__main__": 5,
 }
 LEFT = {"dialect_ext", "models", "passes", "sharding", "importers", "compiler"}
 RIGHT = {"runtime", "engine", "bench", "server", "integrations"}
@@ -51,7 +52,7 @@ GROUND = [
     "artifact_writer",
 ]
 # api and cli are one floor; the command line stands on the Python interface.
-TOP = ["api", "__init__", "cli"]
+TOP = ["api", "__init__", "cli", "__main__"]
 RIGHT_TOWER_NEEDS = {"iree.runtime", "iree._runtime_libs", "numpy", "tokenizers", "jinja2"}
 
 
