@@ -79,10 +79,11 @@ def test_a_tiny_llama_compiles_for(target: str, tiny_checkpoint: Callable[..., P
     assert module.target == target
     code = artifact.file(module.file).read_bytes()
     kind, _, arch = target.partition(":")
-    assert MAGIC[kind] % arch.encode() in code, f"no {target} binary in {module.file}"
+    magic = MAGIC[kind] % arch.encode()
+    assert magic in code, f"no {target} binary in {module.file}"
     if kind == "cpu":
         machine = 0xB7 if arch == "aarch64" else 0x3E  # ELF's e_machine
-        elf = code.index(MAGIC[kind])
+        elf = code.index(magic)
         assert int.from_bytes(code[elf + 18 : elf + 20], "little") == machine
 
 
