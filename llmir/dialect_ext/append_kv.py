@@ -79,7 +79,7 @@ def not_f16_on_vulkan(call: Call, target: Target) -> str | None:
 def _emit_rows(call: Call, symbol: str) -> str:
     """One dispatch on kv's own storage; a workgroup writes one token's K and V.
 
-    Calls of T = 1, 32, 512 (3 heads of 64, two Zen 5 threads) take 0.027, 0.028 and
+    Calls of T = 1, 32, 512 (3 heads of 64, two Zen 4 cores) take 0.027, 0.028 and
     0.054 ms, the scatter's 0.036, 0.047 and 0.130; an empty one takes 0.025.
     """
     kv, k = call.type_of("kv"), call.type_of("k")

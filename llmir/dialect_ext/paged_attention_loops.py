@@ -7,7 +7,7 @@ P page-table columns, N pages of the pool, S sequences.
 
 Bodies that loop with `scf.for` and read by `tensor.extract` are what compiles
 for Vulkan, Metal, CUDA and ROCm alike: a generic with a reduction over extracted
-values needs workgroup memory, which Metal and Vulkan refuse.  On two Zen 5
+values needs workgroup memory, which Metal and Vulkan refuse.  On two Zen 4
 cores (9 heads of 64, 3 KV heads, one layer) T = 512 takes 295 ms at context 512;
 paged_attention_vectors.py is the form for CPUs.
 """

@@ -15,7 +15,7 @@ memory.
 
 Shape legend: D head dim, W lanes of a dot product, B positions of a block.
 
-On two Zen 5 cores, 9 heads of 64, 3 KV heads, ps 16, one layer, best of 30:
+On two Zen 4 cores, 9 heads of 64, 3 KV heads, ps 16, one layer, best of 30:
 
     T × context                512 × 512    1 × 512    32 × 128    1 × 8192
     this form                     2.8 ms    0.09 ms     0.26 ms     0.5 ms

@@ -21,7 +21,7 @@ rows twice.  Every element of y therefore sees the same operations in the same
 order whatever T is and however many threads run: rows are bit-equal in any batch.
 
 Why not linalg.  Measured with N×K = 1536×576, 4-bit groups of 32 with mins, on two
-threads of a Zen 5, T = 1 / 8 / 512, as GFLOP/s (2·T·N·K, with the 20 µs of a call):
+threads of a Zen 4, T = 1 / 8 / 512, as GFLOP/s (2·T·N·K, with the 20 µs of a call):
 
     all-parallel generic, scf.for in its body         3.3 /   3.6 /   3.7
     one generic, dequantisation in its body           4.1 /   4.5 /   4.6
