@@ -19,7 +19,7 @@ reported as well.
 
 On two cores of a Zen 4 server CPU, nearly idle, this gave 34–37 GB/s and 207–209 GFLOP/s;
 C loops with AVX-512 intrinsics gave 28 GB/s (one stream of loads per core) and 233
-GFLOP/s (independent FMAs on registers, which no matmul reaches).  On two cores of a Zen 4,
+GFLOP/s (independent FMAs on registers, which no matmul reaches).  On two cores of a Zen 5,
 whose FMA units are twice as wide, small C programs gave 38.7 GB/s and 322 GFLOP/s.
 """
 
