@@ -22,6 +22,7 @@ def demo_reference(demo_gguf: Path) -> Any:
     return reference.from_llama_gguf(demo_gguf)
 
 
+@pytest.mark.timeout(600)  # 40 s on two free cores
 def test_logits_and_greedy_tokens(
     demo_gguf: Path, demo_artifact: Path, demo_reference: Any
 ) -> None:
