@@ -135,22 +135,23 @@ def compile_(
             op_priority=priority,
         )
     seconds = time.perf_counter() - start
+    cached = "loading the compiler" not in started
     manifest = artifact.manifest
     targets = [module.target for module in manifest.modules]
     document = {
         "artifact": str(artifact.path),
         "model": manifest.model.name,
         "targets": targets,
-        "cached": not started,
+        "cached": cached,
         "cache_key": manifest.cache_key,
         "seconds": round(seconds, 3),
-        "stage_seconds": dict(manifest.compile_seconds) if started else {},
+        "stage_seconds": {} if cached else dict(manifest.compile_seconds),
         "bytes": {name: entry.num_bytes for name, entry in manifest.files.items()},
     }
     if as_json:
         print_json(document)
         return
-    how = "compiled" if started else "found, compiled before"
+    how = "found, compiled before" if cached else "compiled"
     size = human_bytes(sum(entry.num_bytes for entry in manifest.files.values()))
     rows = [
         ("artifact", artifact.path),

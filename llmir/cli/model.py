@@ -9,14 +9,12 @@ from typing import Any, TypeVar
 
 import click
 
-from llmir import artifact as artifacts
-from llmir.api import LLM, compile
+from llmir.api import LLM
 from llmir.cli.options import device_options, verify_weights_option
 from llmir.cli.progress import num_compile_stages, stages
 from llmir.engine import SamplingParams
-from llmir.errors import OptionError, RequestError
+from llmir.errors import RequestError
 from llmir.formats import WEIGHT_MODES
-from llmir.targets import kind_of_device
 
 DEFAULT_MAX_TOKENS = 512
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
@@ -51,34 +49,20 @@ class ModelChoice:
 
 
 def open_model(choice: ModelChoice) -> LLM:
-    """Open an artifact, or the one that a model is compiled into.
-
-    Raises as `llmir.LLM`, OptionError for an option that an artifact cannot take.
-    """
-    given = {"target": choice.target, "weights": choice.weights}
-    fixed = [f"--{name}" for name, value in given.items() if value is not None]
-    if not artifacts.is_artifact(choice.model):
-        with stages(num_compile_stages(1)) as on_stage:
-            weights = {} if choice.weights is None else {"weights": choice.weights}
-            target = choice.target or (
-                "cpu" if choice.device is None else kind_of_device(choice.device)
-            )
-            made = compile(choice.model, target, on_stage=on_stage, **weights)
-        path = str(made.path)
-    elif fixed:
-        raise OptionError(
-            f"{' and '.join(fixed)}: fixed when an artifact is compiled; {choice.model} is one"
+    """Open an artifact, or the one that a model is compiled into.  Raises as `llmir.LLM`."""
+    weights: dict[str, Any] = {} if choice.weights is None else {"weights": choice.weights}
+    with stages(num_compile_stages(1) + 1) as on_stage:  # and the check of the artifact
+        return LLM(
+            choice.model,
+            target=choice.target,
+            device=choice.device,
+            num_threads=choice.threads,
+            kv_cache_memory_bytes=choice.kv_cache_memory,
+            max_num_seqs=1,  # a command serves one request at a time
+            verify_weights=choice.verify_weights,
+            on_stage=on_stage,
+            **weights,
         )
-    else:
-        path = choice.model
-    return LLM(
-        artifacts.load(path, verify_weights=choice.verify_weights),
-        device=choice.device,
-        num_threads=choice.threads,
-        kv_cache_memory_bytes=choice.kv_cache_memory,
-        # A command serves one request at a time.
-        max_num_seqs=1,
-    )
 
 
 def sampling_params(

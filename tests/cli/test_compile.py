@@ -19,7 +19,16 @@ def test_compile_and_find_again(
     """Where nobody watches, nothing but the document is printed."""
     output = tmp_path / "out"
     options = ("--target", "cpu,cpu:x86-64-v3", "--target", "cpu", "--kv-dtype", "bf16", "--json")
-    sizes = ("--page-size", "8", "--max-model-len", "96", "--max-num-batched-tokens", "32")
+    sizes = (
+        "--page-size",
+        "8",
+        "--max-model-len",
+        "96",
+        "--max-num-batched-tokens",
+        "32",
+        "--max-num-seqs",
+        "8",
+    )
     command = ("compile", tiny_checkpoint("llama"), "-o", output, *options, *sizes)
     first, second = (json.loads(llmir.ok(*command)) for _ in range(2))
     assert first["artifact"] == str(output)
@@ -31,7 +40,7 @@ def test_compile_and_find_again(
     manifest = artifacts.load(output).manifest
     assert (manifest.kv.dtype, manifest.kv.page_size) == ("bf16", 8)
     assert (manifest.limits.max_model_len, manifest.limits.max_num_batched_tokens) == (96, 32)
-    assert manifest.limits.max_num_seqs == 32
+    assert manifest.limits.max_num_seqs == 8
 
 
 def test_what_is_printed_for_people(

@@ -72,7 +72,8 @@ def test_what_is_written(llmir: Llmir, tiny_artifact: Path, tmp_path: Path) -> N
 
 
 def test_refused(llmir: Llmir, tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    artifact = package.compile(tiny_checkpoint("llama"), max_num_batched_tokens=16).path
+    sizes = {"max_num_batched_tokens": 16, "max_num_seqs": 4}
+    artifact = package.compile(tiny_checkpoint("llama"), **sizes).path
     command = ("export-inputs", artifact, "-o", tmp_path / "out")
     code, text = llmir.error(*command, "--prompt", "x" * 40)
     assert (code, "it must fit one, of at most 16 tokens" in text) == (7, True)
