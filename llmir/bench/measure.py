@@ -6,6 +6,7 @@ load time and peak memory are those of serving this row.
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,8 @@ class Measured:
     first_step_s             the first step of all, of one token
     step_s                   every measured step's seconds, [repeat][step]
     first_token_s            prefill, per repeat: from token ids to the first token chosen
+    others_cpu_share         CPU time that other processes took meanwhile, of all there was;
+                             None where /proc has none
     peak_memory_bytes        VmHWM, mapped weights among them; None where /proc has none
     kv_pool_bytes            allocated; pages that nothing was written to cost no memory
     kv_used_bytes            of the pages that this row wrote, and page 0
@@ -46,6 +49,7 @@ class Measured:
     first_step_s: float
     step_s: list[list[float]]
     first_token_s: list[float]
+    others_cpu_share: float | None
     peak_memory_bytes: int | None
     kv_pool_bytes: int
     kv_used_bytes: int
@@ -71,16 +75,19 @@ def measure_case(path: Path, case: Case, options: RunOptions, repeats: int) -> M
     first_step_s, _ = Sequences(runner, 1, 1).step(Span(0, 1))
 
     first_token_s: list[float] = []
+    before = _cpu_seconds()
     if case.phase == "decode":
         step_s = _measure_decode(runner, case, repeats)
     else:
         step_s, first_token_s = _measure_prefill(runner, case, repeats)
+    others = _others_cpu_share(before, _cpu_seconds())
     costs = StepCosts.of(artifact.manifest)
     return Measured(
         load_s=load_s,
         first_step_s=first_step_s,
         step_s=step_s,
         first_token_s=first_token_s,
+        others_cpu_share=others,
         peak_memory_bytes=peak_memory_bytes(),
         kv_pool_bytes=costs.pool_bytes(runner.limits.num_pages),
         kv_used_bytes=costs.kv_bytes(case.batch, case.tokens_per_seq),
@@ -110,6 +117,28 @@ def _measure_decode(runner: StepRunner, case: Case, repeats: int) -> list[list[f
     for _ in range(DECODE_WARM_UP_STEPS):
         seqs.step(span)
     return [[seqs.step(span)[0] for _ in range(DECODE_STEPS_PER_REPEAT)] for _ in range(repeats)]
+
+
+def _cpu_seconds() -> tuple[float, float, float] | None:
+    """CPU seconds so far: all cores' together, of these busy, and of these this process's."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    # user nice system idle iowait irq softirq steal, in ticks; guest time is in user.
+    ticks = [int(word) for word in stat.read_text().split("\n", 1)[0].split()[1:9]]
+    tick_s = 1 / os.sysconf("SC_CLK_TCK")
+    idle = ticks[3] + ticks[4]
+    return sum(ticks) * tick_s, (sum(ticks) - idle) * tick_s, time.process_time()
+
+
+def _others_cpu_share(
+    before: tuple[float, float, float] | None, after: tuple[float, float, float] | None
+) -> float | None:
+    if before is None or after is None:
+        return None
+    total, busy, own = (b - a for a, b in zip(before, after, strict=True))
+    # Ticks are coarse: a short measurement may seem to have used more than there was.
+    return min(1.0, max(0.0, busy - own) / max(total, 1e-9))
 
 
 def peak_memory_bytes() -> int | None:

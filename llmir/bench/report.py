@@ -36,6 +36,7 @@ class Row:
     bytes_per_token, flops_per_token     the floors of costs.StepCosts
     bandwidth_share, arithmetic_share    those floors × tokens_per_s, of the machine's limits;
                                          None where the limits were not measured
+    others_cpu_share                     what else this machine was busy with meanwhile
     load_s … kv_used_bytes               as in measure.Measured
     weight_bytes                         of all stored tensors
     repeats_tokens_per_s, steps_ms       what the numbers above are made of
@@ -60,6 +61,7 @@ class Row:
     flops_per_token: float
     bandwidth_share: float | None
     arithmetic_share: float | None
+    others_cpu_share: float | None
     load_s: float
     first_step_s: float
     peak_memory_bytes: int | None
@@ -106,6 +108,7 @@ def make_row(
         flops_per_token=flops,
         bandwidth_share=num_bytes * rate / limits.read_bytes_per_s if limits else None,
         arithmetic_share=flops * rate / limits.f32_flops_per_s if limits else None,
+        others_cpu_share=measured.others_cpu_share,
         load_s=measured.load_s,
         first_step_s=measured.first_step_s,
         peak_memory_bytes=measured.peak_memory_bytes,
@@ -193,6 +196,7 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "bandwidth": lambda r: _share(r.bandwidth_share),
     "MFLOP/token": lambda r: f"{r.flops_per_token / 1e6:.0f}",
     "arithmetic": lambda r: _share(r.arithmetic_share),
+    "others' CPU": lambda r: _share(r.others_cpu_share),
     "load s": lambda r: f"{r.load_s:.2f}",
     "first step s": lambda r: f"{r.first_step_s:.2f}",
     "peak MB": lambda r: _mega(r.peak_memory_bytes),

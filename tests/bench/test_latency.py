@@ -107,6 +107,7 @@ def test_rows_have_every_field_and_agree_with_themselves(
         assert row["step_ms_p90"] <= row["step_ms_p99"] <= max(row["steps_ms"])
         assert row["num_steps"] == len(row["steps_ms"])
         assert row["load_s"] > 0
+        assert 0 <= row["others_cpu_share"] <= 1
         assert row["first_step_s"] > 0
         assert row["peak_memory_bytes"] > row["weight_bytes"] == costs.stored_weight_bytes
         assert 0 < row["kv_used_bytes"] <= row["kv_pool_bytes"]
