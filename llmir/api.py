@@ -210,8 +210,8 @@ def _artifact_of(
                 f"{', '.join(fixed)}: fixed when an artifact is compiled; {place} is one already"
             )
     else:
-        defaults = CompileOptions()
-        larger = {n: v for n, v in sizes.items() if v is not None and v > getattr(defaults, n)}
+        defaults = CompileOptions().to_json()
+        larger = {n: v for n, v in sizes.items() if isinstance(v, int) and v > defaults[n]}
         options = {**options, **larger}
         target = target or ("cpu" if device is None else kind_of_device(device))
         place = compile(model, target, on_stage=on_stage, **options).path

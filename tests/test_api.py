@@ -91,6 +91,7 @@ def test_no_model(tmp_path: Path) -> None:
     "limits",
     [
         {"max_num_seqs": 1},
+        {"max_num_batched_tokens": 5},
         {"max_num_seqs": 2, "max_num_batched_tokens": 2},
         {"max_num_seqs": 3, "max_num_batched_tokens": 7},
         {"max_model_len": 17, "page_size": 32},

@@ -70,9 +70,7 @@ Examples:
 @click.option(
     "--max-num-seqs",
     type=int,
-    default=_DEFAULT.max_num_seqs,
-    show_default=True,
-    help="Most sequences in one step.",
+    help="Most sequences in one step.  [default: 64, or the tokens in a step if fewer]",
 )
 @click.option(
     "--op-priority",
@@ -101,7 +99,7 @@ def compile_(
     page_size: str,
     max_model_len: int | None,
     max_num_batched_tokens: int,
-    max_num_seqs: int,
+    max_num_seqs: int | None,
     op_priority: tuple[str, ...],
     op_priority_file: str | None,
     print_ir_after: tuple[str, ...],

@@ -125,7 +125,7 @@ def _limits(spec: ModelSpec, options: CompileOptions) -> Limits:
     return Limits(
         max_model_len=wanted,
         max_num_batched_tokens=options.max_num_batched_tokens,
-        max_num_seqs=options.max_num_seqs,
+        max_num_seqs=options.num_seqs,
     )
 
 

@@ -25,6 +25,7 @@ from llmir.errors import OptionError
 KV_DTYPES = ("f32", "f16", "bf16")
 PAGE_SIZES = (8, 16, 32)
 DEFAULT_MAX_MODEL_LEN = 8192
+DEFAULT_MAX_NUM_SEQS = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,7 +37,8 @@ class CompileOptions:
     page_size:               tokens per KV page
     max_model_len:           longest sequence; None: the model's own, at most 8192
     max_num_batched_tokens:  most tokens in a step
-    max_num_seqs:            most sequences in a step
+    max_num_seqs:            most sequences in a step; None: 64, or as many as there are
+                             tokens if those are fewer
     op_priority:             op → the providers to try, in order
     """
 
@@ -45,7 +47,7 @@ class CompileOptions:
     page_size: int = 16
     max_model_len: int | None = None
     max_num_batched_tokens: int = 512
-    max_num_seqs: int = 64
+    max_num_seqs: int | None = None
     op_priority: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,14 +55,15 @@ class CompileOptions:
         _one_of("kv_dtype", self.kv_dtype, KV_DTYPES)
         _one_of("page_size", self.page_size, PAGE_SIZES)
         _at_least_one("max_num_batched_tokens", self.max_num_batched_tokens)
-        _at_least_one("max_num_seqs", self.max_num_seqs)
         if self.max_model_len is not None:
             _at_least_one("max_model_len", self.max_model_len)
-        if self.max_num_seqs > self.max_num_batched_tokens:
-            raise OptionError(
-                f"max_num_seqs {self.max_num_seqs} is more than max_num_batched_tokens "
-                f"{self.max_num_batched_tokens}: every sequence needs a token of each step"
-            )
+        if self.max_num_seqs is not None:
+            _at_least_one("max_num_seqs", self.max_num_seqs)
+            if self.max_num_seqs > self.max_num_batched_tokens:
+                raise OptionError(
+                    f"max_num_seqs {self.max_num_seqs} is more than max_num_batched_tokens "
+                    f"{self.max_num_batched_tokens}: every sequence needs a token of each step"
+                )
         if not isinstance(self.op_priority, Mapping) or any(
             isinstance(names, str) for names in self.op_priority.values()
         ):
@@ -69,9 +72,16 @@ class CompileOptions:
                 f"got {self.op_priority!r}"
             )
 
+    @property
+    def num_seqs(self) -> int:
+        """The most sequences in a step, the default resolved."""
+        if self.max_num_seqs is not None:
+            return self.max_num_seqs
+        return min(DEFAULT_MAX_NUM_SEQS, self.max_num_batched_tokens)
+
     def to_json(self) -> dict[str, Any]:
         """As the manifest records it."""
-        return dataclasses.asdict(self)
+        return {**dataclasses.asdict(self), "max_num_seqs": self.num_seqs}
 
 
 def option_names() -> tuple[str, ...]:

@@ -72,19 +72,25 @@ def _opened(driver_name: str, path: str | None) -> rt.HalDevice:
         ) from error
 
 
-@functools.cache
 def available_devices() -> tuple[DeviceInfo, ...]:
     """Every device of every driver that loads on this machine."""
-    found = []
-    for driver_name in sorted(rt.query_available_drivers()):
-        try:
-            devices = rt.get_driver(driver_name).query_available_devices()
-        except IREE_ERRORS:
-            continue  # a driver whose library this machine lacks has no devices
-        for index, device in enumerate(devices):
-            uri = driver_name if driver_name.startswith("local") else f"{driver_name}://{index}"
-            found.append(DeviceInfo(uri, device.get("name") or driver_name))
-    return tuple(dict.fromkeys(found))
+    return tuple(d for name in sorted(rt.query_available_drivers()) for d in devices_of(name))
+
+
+@functools.cache
+def devices_of(driver_name: str) -> tuple[DeviceInfo, ...]:
+    """The devices of one driver.  Asking loads its library, which may take 50 MB."""
+    if driver_name not in rt.query_available_drivers():
+        return ()
+    try:
+        devices = rt.get_driver(driver_name).query_available_devices()
+    except IREE_ERRORS:
+        return ()  # this machine lacks the driver's library
+    local = driver_name.startswith("local")
+    return tuple(
+        DeviceInfo(driver_name if local else f"{driver_name}://{i}", d.get("name") or driver_name)
+        for i, d in enumerate(devices)
+    )
 
 
 def positive(name: str, value: int) -> int:

@@ -15,7 +15,7 @@ from llmir.artifact import Artifact, KvLayout, ModuleEntry
 from llmir.errors import ArtifactTargetError, DeviceError, OptionError
 from llmir.host import available_bytes, host_cpu
 from llmir.runtime.base import F32, StepBatch, StepLimits
-from llmir.runtime.devices import IREE_ERRORS, available_devices, open_device, positive
+from llmir.runtime.devices import IREE_ERRORS, devices_of, open_device, positive
 from llmir.runtime.transfer import ELEMENT_BYTES, ELEMENT_TYPES, to_device, to_host
 from llmir.targets import kind_of_device
 
@@ -124,12 +124,11 @@ def choose_module(artifact: Artifact, device: str | None) -> ModuleEntry:
                 f"Compile the model with target {kind!r} as well"
             )
     refused = []
-    drivers = {d.uri.partition("://")[0] for d in available_devices()}
     for entry in entries:
         missing = host_cpu().missing(entry.cpu_arch, entry.cpu_features) if entry.cpu_arch else []
         if missing:
             refused.append(f"{entry.target} needs {', '.join(missing)}")
-        elif device is not None or entry.driver in drivers:
+        elif device is not None or devices_of(entry.driver):
             return entry
         else:
             refused.append(f"{entry.target} needs a device of the driver {entry.driver}")
