@@ -256,3 +256,28 @@ def test_unknown_names_have_a_name() -> None:
         llmir.compile("x", "nowhere")
     assert (error.value.kind, error.value.name) == ("target", "nowhere")
     assert "cpu" in error.value.known
+
+
+def test_code_written_for_vllm_runs_with_the_import_changed(tiny_artifact: Path) -> None:
+    from llmir import LLM, SamplingParams
+
+    llm = LLM(model=str(tiny_artifact), kv_cache_memory_bytes=TINY_KV)
+    params = SamplingParams(temperature=0.8, top_p=0.95, seed=3, max_tokens=5, logprobs=2)
+    outputs = llm.generate(["the thing", {"prompt_token_ids": [5, 6, 7]}], params, use_tqdm=True)
+    for output in outputs:
+        completion = output.outputs[0]
+        assert output.finished
+        assert len(output.prompt_token_ids) > 0
+        assert completion.finish_reason in ("length", "stop")
+        assert len(completion.token_ids) == len(completion.logprobs or ()) <= 5
+        assert completion.token_ids[0] in (completion.logprobs or ())[0]
+    assert (outputs[0].prompt, outputs[1].prompt) == ("the thing", None)
+    tokenizer = llm.get_tokenizer()
+    messages = [{"role": "user", "content": "hi"}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    ids = tokenizer.apply_chat_template(messages, tokenize=True, add_generation_prompt=True)
+    assert (
+        llm.chat(messages, params)[0].prompt_token_ids
+        == ids
+        == tokenizer.encode(text, add_special_tokens=False)
+    )
