@@ -25,11 +25,11 @@ from llmir.compiler.options import DEFAULT_MAX_MODEL_LEN, CompileOptions
 from llmir.compiler.versions import check_tools, tool_versions
 from llmir.compiler.weights import StoredWeights, write_archive
 from llmir.config import ModelSpec
-from llmir.dialect_ext.registry import lowerings_of, parse_priority
+from llmir.dialect_ext.registry import find_lowering, parse_priority
 from llmir.errors import OptionError
 from llmir.importers.base import ImportedModel
 from llmir.models.rope import check_max_len
-from llmir.passes.ir import llm_ops, parse_module
+from llmir.passes.ir import llm_ops, parse_module, text_attribute
 from llmir.passes.manager import PassManager
 from llmir.passes.pipelines import TO_LLM_IR
 from llmir.passes.select_providers import SelectProviders
@@ -80,6 +80,7 @@ def compile_model(
     limits = _limits(model.spec, options)
     kv = kv_layout(model.spec, options.kv_dtype, options.page_size)
     clock = _Clock(on_stage)
+    manager = PassManager(print_ir_after=tuple(print_ir_after))
     with writing(output) as directory:
         with clock.stage("quantising weights"):
             weights = StoredWeights(model, options.weights, limits.max_model_len)
@@ -87,11 +88,12 @@ def compile_model(
             write_archive(directory / WEIGHTS_FILE, weights.parameters())
         with clock.stage("tracing the model"):
             exported = export_step(model.spec, weights.form_of, kv, limits)
+            llm_ir = _to_llm_ir(exported, manager)
         smallest = min(t.num_bytes for t in weights.report() if len(t.shape) == 2)
         modules = []
         for target in targets:
             with clock.stage(f"lowering for {target.name}"):
-                lowered = _lower(exported, target, priority, print_ir_after)
+                lowered = _lower(llm_ir, target, priority, manager)
             with clock.stage(f"compiling for {target.name}"):
                 modules.append(_compile(lowered, target, directory, kv, smallest))
         _write_tokenizer(directory, model)
@@ -138,12 +140,17 @@ class _Lowered:
     flags: tuple[str, ...]
 
 
-def _lower(
-    exported: str, target: Target, priority: dict[str, list[str]], print_ir_after: Sequence[str]
-) -> _Lowered:
+def _to_llm_ir(exported: str, manager: PassManager) -> str:
+    """What all targets share, once for all of them."""
     module = parse_module(exported)
-    manager = PassManager(print_ir_after=tuple(print_ir_after))
     manager.run(module, TO_LLM_IR)
+    return str(module)
+
+
+def _lower(
+    llm_ir: str, target: Target, priority: dict[str, list[str]], manager: PassManager
+) -> _Lowered:
+    module = parse_module(llm_ir)
     manager.run(module, [SelectProviders(target=target.name, priority=priority)])
     providers = _provider_uses(module)
     flags = _flags(providers, target)
@@ -152,17 +159,10 @@ def _lower(
 
 
 def _provider_uses(module: ir.Module) -> tuple[ProviderUse, ...]:
-    def text(operation: ir.Operation, name: str) -> str:
-        return (
-            ir.StringAttr(operation.attributes[name]).value
-            if (name in operation.attributes)
-            else ""
-        )
-
     counted = Counter(
         (
             operation.name.removeprefix("llm."),
-            *(text(operation, f"llm.{x}") for x in ("provider", "variant", "refused")),
+            *(text_attribute(operation, f"llm.{x}") for x in ("provider", "variant", "refused")),
         )
         for operation in llm_ops(module)
     )
@@ -176,9 +176,7 @@ def _flags(providers: Sequence[ProviderUse], target: Target) -> tuple[str, ...]:
     """The target's flags and those that the chosen lowerings ask for, each once."""
     flags = list(target.flags)
     for use in providers:
-        for lowering in lowerings_of(use.op):
-            if (lowering.provider, lowering.variant) == (use.provider, use.variant):
-                flags += lowering.flags(target)
+        flags += find_lowering(use.op, use.provider, use.variant).flags(target)
     return tuple(dict.fromkeys(flags))
 
 

@@ -69,6 +69,14 @@ def lowerings_of(op_name: str) -> tuple[Lowering, ...]:
     return tuple(_lowerings()[op_name])
 
 
+def find_lowering(op_name: str, provider: str, variant: str) -> Lowering:
+    """The lowering of an op that a choice named.  Raises CompileError if it is gone."""
+    for lowering in lowerings_of(op_name):
+        if (lowering.provider, lowering.variant) == (provider, variant):
+            return lowering
+    raise CompileError(f"llm.{op_name} has no lowering {provider}/{variant}")
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """Which lowering a call got, and why not those before it."""

@@ -55,6 +55,13 @@ def attributes_key(operation: ir.Operation) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((a.name, str(a.attr)) for a in found))
 
 
+def text_attribute(operation: ir.Operation, name: str) -> str:
+    """The text of a string attribute, "" where the operation has none of that name."""
+    if name not in operation.attributes:
+        return ""
+    return ir.StringAttr(operation.attributes[name]).value
+
+
 def call_of(operation: ir.Operation) -> Call:
     """The verified Call that an llm op in the IR stands for.  Raises VerifyError."""
     name = operation.name.removeprefix("llm.")

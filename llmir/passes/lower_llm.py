@@ -13,10 +13,17 @@ from typing import ClassVar
 from iree.compiler import ir
 
 from llmir.dialect_ext.base import Call, Lowering
-from llmir.dialect_ext.registry import lowerings_of
+from llmir.dialect_ext.registry import find_lowering
 from llmir.errors import CompileError
 from llmir.passes.base import Pass
-from llmir.passes.ir import attributes_key, call_of, llm_ops, parse_module, run_mlir_pipeline
+from llmir.passes.ir import (
+    attributes_key,
+    call_of,
+    llm_ops,
+    parse_module,
+    run_mlir_pipeline,
+    text_attribute,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,18 +49,8 @@ class LowerLlm(Pass):
 def _noted_lowering(operation: ir.Operation, call: Call) -> Lowering:
     if "llm.provider" not in operation.attributes:
         raise CompileError(f"llm.{call.op.name} has no provider; run select-providers first")
-    provider = _text(operation, "llm.provider")
-    variant = _text(operation, "llm.variant")
-    for lowering in lowerings_of(call.op.name):
-        if (lowering.provider, lowering.variant) == (provider, variant):
-            return lowering
-    raise CompileError(f"llm.{call.op.name} has no lowering {provider}/{variant}")
-
-
-def _text(operation: ir.Operation, name: str) -> str:
-    if name not in operation.attributes:
-        return ""
-    return ir.StringAttr(operation.attributes[name]).value
+    provider = text_attribute(operation, "llm.provider")
+    return find_lowering(call.op.name, provider, text_attribute(operation, "llm.variant"))
 
 
 def _define(module: ir.Module, text: str, symbol: str) -> None:
