@@ -1,7 +1,7 @@
 # One word each; every target works on a bare Debian machine: tools/setup.sh installs what it
 # needs, once, into .venv.  To have a smaller torch than the default, set PIP_EXTRA_INDEX_URL
 # to an index with one.
-.PHONY: help run test test-targets lint bench clean
+.PHONY: help run plugins test test-targets lint bench clean
 .DEFAULT_GOAL := help
 .SUFFIXES:
 
@@ -16,6 +16,7 @@ export LLMIR_CACHE := $(CURDIR)/.cache/llmir
 
 help:
 	@echo 'make run           fetch the demo model, compile it, ask it: $(QUESTION)'
+	@echo 'make plugins       compile the C kernels again, those that changed'
 	@echo 'make test          all tests but the slow compiles'
 	@echo 'make test-targets  the slow compiles, for every target'
 	@echo 'make lint          ruff and mypy'
@@ -23,21 +24,28 @@ help:
 	@echo 'make clean         remove all that these targets made'
 
 run:
-	@tools/setup.sh compile
+	@tools/setup.sh compile plugins
+	@$(bin)/python plugins/build.py
 	@$(bin)/python tools/fetch_demo.py >/dev/null
 	@$(bin)/llmir compile $(demo)
 	@echo && echo '> $(QUESTION)'
 	@$(bin)/llmir run $(demo) '$(QUESTION)' --temperature 0
 
+plugins:
+	@tools/setup.sh plugins
+	@$(bin)/python plugins/build.py
+
 # The demo model is compiled before the tests, so that two workers do not both compile it.
 test:
-	@tools/setup.sh dev vulkan
+	@tools/setup.sh dev vulkan qemu
+	@$(bin)/python plugins/build.py
 	@$(bin)/python tools/fetch_demo.py >/dev/null
 	@$(bin)/llmir compile $(demo)
 	$(bin)/pytest -m 'not targets' -n $(JOBS) --dist worksteal
 
 test-targets:
-	@tools/setup.sh dev vulkan
+	@tools/setup.sh dev vulkan qemu
+	@$(bin)/python plugins/build.py
 	@$(bin)/python tools/fetch_demo.py >/dev/null
 	$(bin)/pytest -m targets
 
@@ -48,11 +56,12 @@ lint:
 	$(bin)/mypy
 
 bench:
-	@tools/setup.sh compile
+	@tools/setup.sh compile plugins
+	@$(bin)/python plugins/build.py
 	@$(bin)/python tools/fetch_demo.py >/dev/null
 	$(bin)/llmir bench latency $(demo) $(BENCH_ARGS)
 
 clean:
-	rm -rf .venv .cache build dist *.egg-info
+	rm -rf .venv .cache llmir/objects build dist *.egg-info
 	rm -rf .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

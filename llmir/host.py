@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import os
 import platform
@@ -19,6 +20,11 @@ _CHECKED = frozenset(
     "amxtile amxint8 amxbf16 gfni vaes vpclmulqdq "
     "neon dotprod i8mm bf16 sve sve2".split()
 )
+_CPUS = Path("/sys/devices/system/cpu")
+# Linux's documentation, arch/x86/xstate: how a process asks for AMX.
+_SYS_ARCH_PRCTL = 158
+_ARCH_REQ_XCOMP_PERM = 0x1023
+_XFEATURE_XTILEDATA = 18
 _SPELLINGS = {"pni": "sse3", "asimddp": "dotprod", "asimd": "neon"}
 
 
@@ -34,7 +40,7 @@ class HostCpu:
         """What of an architecture and LLVM feature names this CPU lacks."""
         if arch != self.arch:
             return [f"the {arch} architecture (this is {self.arch})"]
-        wanted = {f: _normal(f) for f in features}
+        wanted = {f: normal_feature(f) for f in features}
         return [f for f, n in wanted.items() if n in _CHECKED and n not in self.features]
 
 
@@ -46,7 +52,7 @@ def host_cpu() -> HostCpu:
     flags = re.search(r"^(?:flags|Features)\s*:(.*)$", text, re.MULTILINE)
     model = re.search(r"^model name\s*:\s*(.*)$", text, re.MULTILINE)
     machine = platform.machine().lower()
-    features = frozenset(_normal(f) for f in (flags[1].split() if flags else ()))
+    features = frozenset(normal_feature(f) for f in (flags[1].split() if flags else ()))
     return HostCpu(
         arch={"arm64": "aarch64", "amd64": "x86_64"}.get(machine, machine),
         model=model[1] if model else platform.processor(),
@@ -54,9 +60,50 @@ def host_cpu() -> HostCpu:
     )
 
 
+@functools.cache
+def amx_refusal() -> str:
+    """Why this process may not use AMX, "" if it may; asks the kernel, once.
+
+    Linux saves the state of AMX's tiles, 8 KiB a thread, only for processes that asked;
+    the permission is for all threads, those that run already too.
+    """
+    if not any(map(is_amx, host_cpu().features)):
+        return "this CPU has none"
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.syscall(_SYS_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XFEATURE_XTILEDATA) == 0:
+        return ""
+    return f"the kernel refuses it: {os.strerror(ctypes.get_errno())}"
+
+
+def is_amx(feature: str) -> bool:
+    """Whether a feature is one of AMX, which a process must ask the kernel for."""
+    return normal_feature(feature).startswith("amx")
+
+
+def missing_here(arch: str, features: tuple[str, ...]) -> list[str]:
+    """What code that uses these LLVM features lacks in this process: the CPU's, the kernel's."""
+    missing = host_cpu().missing(arch, features)
+    if not missing and any(map(is_amx, features)) and (why := amx_refusal()):
+        return [f"AMX ({why})"]
+    return missing
+
+
 def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Physical cores that this process may use.
+
+    Two threads of one core share its arithmetic units: a second worker there only
+    takes the first one's time.
+    """
+    return len({_siblings(cpu) for cpu in os.sched_getaffinity(0)})
+
+
+def _siblings(cpu: int) -> str:
+    """The CPUs that share a core with one, as Linux lists them; by itself where it does not."""
+    path = _CPUS / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return str(cpu)
 
 
 def available_bytes() -> int:
@@ -67,6 +114,7 @@ def available_bytes() -> int:
     return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
 
 
-def _normal(feature: str) -> str:
+def normal_feature(feature: str) -> str:
+    """A feature by one name, whether LLVM or /proc/cpuinfo wrote it."""
     plain = re.sub(r"[._-]", "", feature.lower())
     return _SPELLINGS.get(plain, plain)

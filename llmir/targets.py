@@ -9,18 +9,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from llmir.cpu_levels import LEVELS, IsaLevel, host_level, level
 from llmir.errors import OptionError, UnknownNameError
+from llmir.host import is_amx
 
+# CPUs by LLVM's names, the ISA level whose kernels they run, and what they need beyond it.
+# x86-64-v4 by itself promises no VNNI, so it has to take the kernels of x86-64-v3.
+_V4 = ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
+_ICE_LAKE = ("avx512vbmi2", "gfni", "vaes", "vpclmulqdq")
+NAMED_CPUS = {
+    "x86-64-v4": ("x86-64-v3", _V4),
+    "icelake-server": ("x86-64-v4-vnni", _ICE_LAKE),
+    "sapphirerapids": ("x86-64-v4-amx", (*_ICE_LAKE, "avx512fp16", "avxvnni")),
+    "graniterapids": ("x86-64-v4-amx", (*_ICE_LAKE, "avx512fp16", "avxvnni")),
+    "znver4": ("x86-64-v4-vnni-bf16", _ICE_LAKE),
+    "znver5": ("x86-64-v4-vnni-bf16", (*_ICE_LAKE, "avxvnni")),
+}
 # What iree-compile 3.13 was seen to take (sm_90 fails there with "missing GPU target";
 # PTX for sm_80 runs on newer GPUs through the driver's compiler).
-CPU_ARCHES = {
-    "host": ("", "host"),
-    "x86-64-v3": ("x86_64-unknown-linux-gnu", "x86-64-v3"),
-    "x86-64-v4": ("x86_64-unknown-linux-gnu", "x86-64-v4"),
-    "znver4": ("x86_64-unknown-linux-gnu", "znver4"),
-    "znver5": ("x86_64-unknown-linux-gnu", "znver5"),
-    "aarch64": ("aarch64-unknown-linux-gnu", "generic"),
-}
 CUDA_ARCHES = ("sm_80", "sm_86", "sm_89", "sm_120")
 ROCM_ARCHES = ("gfx908", "gfx90a", "gfx942", "gfx1100")
 
@@ -29,16 +35,29 @@ ROCM_ARCHES = ("gfx908", "gfx90a", "gfx942", "gfx1100")
 class Target:
     """One compilation target.
 
-    kind:        "cpu", "vulkan", "cuda", "rocm" or "metal"
-    arch:        "host", "sm_80", "gfx942", …; "" where the kind has only one
-    flags:       what iree-compile is called with for this target
-    driver:      name of the IREE HAL driver that runs it
+    kind:          "cpu", "vulkan", "cuda", "rocm" or "metal"
+    arch:          "host", "sm_80", "gfx942", …; "" where the kind has only one
+    flags:         what iree-compile is called with for this target
+    driver:        name of the IREE HAL driver that runs it
+    named_level:   CPU targets: the ISA level, but for "host"
+    cpu_features:  CPU targets: LLVM's names of what IREE's own code for it may use, as far
+                   as one CPU has it and another does not
     """
 
     kind: str
     arch: str
     flags: tuple[str, ...]
     driver: str
+    named_level: IsaLevel | None = None
+    cpu_features: tuple[str, ...] = ()
+
+    @property
+    def isa_level(self) -> IsaLevel | None:
+        """The level whose C kernels may be used: for "host" the best that this machine has.
+
+        None if there is none, as on a CPU without AVX2 and for all that is not a CPU.
+        """
+        return host_level() if self.is_cpu and self.arch == "host" else self.named_level
 
     @property
     def name(self) -> str:
@@ -55,16 +74,49 @@ class Target:
         return self.kind == "cpu"
 
 
-def _cpu(arch: str) -> Target:
-    triple, cpu = CPU_ARCHES[arch]
+def _cpu(
+    arch: str,
+    llvm_cpu: str,
+    isa_level: IsaLevel | None = None,
+    *,
+    llvm_features: tuple[str, ...] = (),
+    cpu_features: tuple[str, ...] = (),
+) -> Target:
     flags = [
         "--iree-hal-target-device=local",
         "--iree-hal-local-target-device-backends=llvm-cpu",
-        f"--iree-llvmcpu-target-cpu={cpu}",
+        f"--iree-llvmcpu-target-cpu={llvm_cpu}",
     ]
-    if triple:
-        flags.append(f"--iree-llvmcpu-target-triple={triple}")
-    return Target(kind="cpu", arch=arch, flags=tuple(flags), driver="local-task")
+    if llvm_features:
+        plus = ",".join(f"+{f}" for f in llvm_features)
+        flags.append(f"--iree-llvmcpu-target-cpu-features={plus}")
+    if isa_level is not None:
+        flags.append(f"--iree-llvmcpu-target-triple={isa_level.arch}-unknown-linux-gnu")
+    return Target(
+        kind="cpu",
+        arch=arch,
+        flags=tuple(flags),
+        driver="local-task",
+        named_level=isa_level,
+        cpu_features=cpu_features,
+    )
+
+
+def _cpu_of_level(isa_level: IsaLevel) -> Target:
+    """A CPU that has what a level needs, and nothing that it does not."""
+    return _cpu(
+        isa_level.name,
+        isa_level.llvm_cpu,
+        isa_level,
+        llvm_features=isa_level.llvm_features,
+        cpu_features=tuple(f for f in isa_level.features if not is_amx(f)),
+    )
+
+
+def _named_cpu(name: str) -> Target:
+    level_name, more = NAMED_CPUS[name]
+    base = _cpu_of_level(level(level_name))
+    return _cpu(name, name, level(level_name), cpu_features=(*base.cpu_features, *more))
 
 
 def _cuda(arch: str) -> Target:
@@ -84,7 +136,9 @@ def _single(kind: str) -> Target:
 TARGETS: dict[str, Target] = {
     t.name: t
     for t in (
-        *(_cpu(a) for a in CPU_ARCHES),
+        _cpu("host", "host"),
+        *(_cpu_of_level(x) for x in LEVELS),
+        *(_named_cpu(name) for name in NAMED_CPUS),
         *(_cuda(a) for a in CUDA_ARCHES),
         *(_rocm(a) for a in ROCM_ARCHES),
         _single("vulkan"),
@@ -93,6 +147,7 @@ TARGETS: dict[str, Target] = {
 }
 ALIASES = {
     "cpu": "cpu:host",
+    "cpu:aarch64": "cpu:aarch64-neon",
     "cuda": "cuda:sm_80",
     "rocm": "rocm:gfx942",
     "hip": "rocm:gfx942",

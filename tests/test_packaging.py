@@ -7,12 +7,16 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
+
 import llmir
 from llmir.compiler.versions import PINNED
+from llmir.cpu_levels import LEVELS
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -38,27 +42,82 @@ def test_serving_needs_no_compiler() -> None:
     assert not names & {"torch", "iree-turbine", "iree-base-compiler", "transformers"}
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A copy of what packages are made from, nothing built, with one small kernel.
+
+    A copy: building leaves directories behind.  A machine that runs the tests may lack git.
+    """
     source = tmp_path / "source"
-    source.mkdir()
-    # A copy: building leaves directories behind.  A machine that runs the tests may lack git.
-    shutil.copytree(ROOT / "llmir", source / "llmir", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "LICENSE", "README.md"):
+    unwanted = shutil.ignore_patterns("__pycache__", "objects")
+    shutil.copytree(ROOT / "llmir", source / "llmir", ignore=unwanted)
+    for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, source)
-    options = ["--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", str(tmp_path)]
-    command = [sys.executable, "-m", "pip", "wheel", *options, str(source)]
-    built = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert built.returncode == 0, built.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    (source / "plugins" / "cpu").mkdir(parents=True)
+    shutil.copy(ROOT / "plugins" / "build.py", source / "plugins")
+    kernel = "int llmir_test(void);\nint llmir_test(void) { return 1; }\n"
+    (source / "plugins" / "cpu" / "llmir_cpu.c").write_text(kernel)
+    return source
+
+
+def build(source: Path, kind: str) -> Path:
+    """What the build back end makes of `source`: kind "wheel", "editable" or "sdist"."""
+    code = (
+        "import sys, setuptools.build_meta as back_end\n"
+        f"print(back_end.build_{kind}(sys.argv[1]), file=sys.stderr)"
+    )
+    command = [sys.executable, "-c", code, str(source.parent)]
+    done = subprocess.run(command, cwd=source, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return source.parent / done.stderr.splitlines()[-1]
+
+
+OBJECTS = {f"llmir/objects/cpu/{level.name}/llmir_cpu.o" for level in LEVELS}
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(source: Path) -> None:
+    before = {p.relative_to(source).as_posix() for p in source.glob("llmir/**/*") if p.is_file()}
+    wheel = build(source, "wheel")
     assert wheel.name == f"llmir-{llmir.__version__}-py3-none-any.whl"
     names = set(zipfile.ZipFile(wheel).namelist())
-    sources = {p.relative_to(source).as_posix() for p in source.glob("llmir/**/*") if p.is_file()}
-    assert {n for n in names if ".dist-info/" not in n} == sources
+    assert {n for n in names if ".dist-info/" not in n} == before | OBJECTS
     assert "llmir/py.typed" in names
     info = f"llmir-{llmir.__version__}.dist-info"
     assert f"{info}/licenses/LICENSE" in names
     entry_points = zipfile.ZipFile(wheel).read(f"{info}/entry_points.txt").decode()
     assert "llmir = llmir.cli:main" in entry_points
+
+
+def test_an_editable_install_builds_the_kernels(source: Path) -> None:
+    build(source, "editable")
+    assert {n for n in OBJECTS if (source / n).is_file()} == OBJECTS
+
+
+def test_an_install_without_kernels_fails(source: Path) -> None:
+    (source / "plugins" / "cpu" / "llmir_cpu.c").write_text("no C at all\n")
+    with pytest.raises(AssertionError, match="unknown type name 'no'"):
+        build(source, "editable")
+    with pytest.raises(AssertionError, match="unknown type name 'no'"):
+        build(source, "wheel")
+
+
+def test_a_wheel_can_be_made_of_the_source_distribution(source: Path) -> None:
+    shutil.copy(ROOT / "plugins" / "cpu" / "simd.h", source / "plugins" / "cpu")
+    (source / "llmir" / "objects" / "cpu").mkdir(parents=True)
+    (source / "llmir" / "objects" / "cpu" / "stale.o").write_bytes(b"")
+    with tarfile.open(build(source, "sdist")) as archive:
+        archive.extractall(source.parent, filter="data")
+    unpacked = source.parent / f"llmir-{llmir.__version__}"
+    assert (unpacked / "plugins" / "cpu" / "simd.h").is_file()
+    assert not (unpacked / "llmir" / "objects").exists()
+    assert set(zipfile.ZipFile(build(unpacked, "wheel")).namelist()) >= OBJECTS
+
+
+def test_one_version_of_the_kernels_compiler() -> None:
+    (compiler,) = EXTRAS["plugins"]
+    requires = tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"]
+    assert compiler in requires
+    assert compiler.startswith("ziglang==")
 
 
 def test_the_licence_is_apache_2() -> None:
@@ -71,7 +130,7 @@ def test_the_licence_is_apache_2() -> None:
 def test_one_word_commands() -> None:
     """Every target that `make` promises is there, and only prints what it would do here."""
     text = (ROOT / "Makefile").read_text()
-    targets = {"run", "test", "test-targets", "lint", "bench", "clean"}
+    targets = {"run", "plugins", "test", "test-targets", "lint", "bench", "clean"}
     assert targets <= set(re.findall(r"^([a-z-]+):", text, re.MULTILINE))
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in targets:

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Make .venv with llmir in it, and install what Debian has to give, each once.
 #
-#   tools/setup.sh compile         llmir with the packages that compiling needs
-#   tools/setup.sh dev vulkan      what the tests need; and Mesa's Vulkan device in software
+#   tools/setup.sh compile            llmir with the packages that compiling needs
+#   tools/setup.sh dev vulkan qemu    what the tests need; Mesa's Vulkan device in software;
+#                                     and qemu, which runs the kernels for 64-bit Arm
 #
-# An argument is an extra of pyproject.toml, or "vulkan".  An extra is installed again when
+# An argument is an extra of pyproject.toml, "vulkan" or "qemu".  An extra is installed again when
 # pyproject.toml changes.  PYTHON names another interpreter than python3.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -60,9 +61,15 @@ install_vulkan() {
   apt_install "the Vulkan tests need a device" mesa-vulkan-drivers libvulkan1
 }
 
+install_qemu() {
+  [ "$(uname -m)" = aarch64 ] || command -v qemu-aarch64 >/dev/null ||
+    apt_install "the kernels for 64-bit Arm are tested under qemu" qemu-user
+}
+
 for what in "$@"; do
   case $what in
     vulkan) install_vulkan ;;
+    qemu) install_qemu ;;
     *)
       make_venv
       install_extra "$what"

@@ -12,18 +12,10 @@ from llmir.cli.options import json_option
 from llmir.cli.output import print_json, table
 from llmir.compiler.versions import check_tools, tool_versions
 from llmir.errors import ToolVersionError
-from llmir.host import host_cpu
+from llmir.host import missing_here
 from llmir.runtime.devices import DeviceInfo, available_devices
 from llmir.targets import ALIASES, TARGETS, Target
 
-# What code for a CPU target may use, as far as one CPU has it and another does not.
-_NEEDED = {
-    "x86-64-v3": ("x86_64", ("avx2", "fma", "f16c", "bmi2", "movbe")),
-    "x86-64-v4": ("x86_64", ("avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")),
-    "znver4": ("x86_64", ("avx512f", "avx512vnni", "avx512bf16", "avx512vbmi2", "gfni")),
-    "znver5": ("x86_64", ("avx512f", "avx512vnni", "avx512bf16", "avx512vbmi2", "avxvnni")),
-    "aarch64": ("aarch64", ()),
-}
 EPILOG = """\b
 Examples:
   llmir targets
@@ -44,11 +36,12 @@ def targets(as_json: bool) -> None:
     if as_json:
         print_json(document)
         return
-    rows: list[tuple[object, ...]] = [("target", "also called", "compiles", "runs here")]
+    rows: list[tuple[object, ...]] = [("target", "also called", "compiles", "kernels", "runs here")]
     for entry in document["targets"]:
         runs = ", ".join(entry["devices"]) or f"no: {entry['why_not']}"
         can = "yes" if document["can_compile"] else "no"
-        rows.append((entry["name"], ", ".join(entry["aliases"]), can, runs))
+        level = entry["isa_level"] or "none"
+        rows.append((entry["name"], ", ".join(entry["aliases"]), can, level, runs))
     click.echo(table(rows, indent=0))
     click.echo("\ndevices\n" + table([(d["uri"], d["name"]) for d in document["devices"]]))
     providers = document["providers"]
@@ -81,12 +74,16 @@ def _document() -> dict[str, Any]:
 def _describe(target: Target, devices: tuple[DeviceInfo, ...]) -> dict[str, Any]:
     found = [d.uri for d in devices if d.uri.split("://")[0] == target.driver]
     why_not = "" if found else f"no device of the driver {target.driver}"
-    if target.arch in _NEEDED and (missing := host_cpu().missing(*_NEEDED[target.arch])):
-        found, why_not = [], f"needs {', '.join(missing)}"
+    level = target.isa_level
+    if level is not None:
+        features = tuple(dict.fromkeys((*level.features, *target.cpu_features)))
+        if missing := missing_here(level.arch, features):
+            found, why_not = [], f"needs {', '.join(missing)}"
     return {
         "name": target.name,
         "aliases": [alias for alias, name in ALIASES.items() if name == target.name],
         "driver": target.driver,
+        "isa_level": level.name if level else "",
         "flags": list(target.flags),
         "devices": found,
         "why_not": why_not,

@@ -29,9 +29,12 @@ ggml-quants.c.
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Any, NamedTuple
 
-from llmir.formats.base import U8, QuantLayout
+import numpy as np
+from numpy.typing import NDArray
+
+from llmir.formats.base import F32, U8, QuantLayout
 from llmir.formats.blocks import Planes, block_format, half
 from llmir.formats.packing import bit_fields, pack
 
@@ -82,25 +85,68 @@ def _split_q3_k(b: U8) -> Planes:
     return Planes(pack(q.reshape(-1, 16, 16)), half(b[:, 108:110]) * s)
 
 
-def _split_q4_k(b: U8) -> Planes:
+class Parts(NamedTuple):
+    """Super-blocks taken apart, their scales as the integers that they are.
+
+    quants:  uint8 [B, 256], unsigned: q6_k's zero is 32
+    header:  d and dmin float16 [B, 1], s and m integers [B, G]; dmin and m where there are any
+    """
+
+    quants: U8
+    header: dict[str, NDArray[Any]]
+
+
+def take_apart(name: str, blocks: U8) -> Parts:
+    """q4_k, q5_k or q6_k: uint8 [B, block_bytes] → Parts."""
+    return _TAKE_APART[name](blocks)
+
+
+def _halves(raw: U8) -> NDArray[np.float16]:
+    return np.ascontiguousarray(raw).view("<f2")
+
+
+def _apart_q4_k(b: U8) -> Parts:
     s, m = _six_bit_scales_and_mins(b[:, 4:16])
-    q = _field_of_runs(b[:, 16:], bits=4, run=32).reshape(-1, 8, 32)
-    return Planes(pack(q), half(b[:, :2]) * s, -(half(b[:, 2:4]) * m))
+    q = _field_of_runs(b[:, 16:], bits=4, run=32)
+    return Parts(q, {"d": _halves(b[:, :2]), "dmin": _halves(b[:, 2:4]), "s": s, "m": m})
 
 
-def _split_q5_k(b: U8) -> Planes:
+def _apart_q5_k(b: U8) -> Parts:
     s, m = _six_bit_scales_and_mins(b[:, 4:16])
     fifth = _field_of_runs(b[:, 16:48], bits=1, run=32)
     q = _field_of_runs(b[:, 48:], bits=4, run=32) | (fifth << np.uint8(4))
-    return Planes(q.reshape(-1, 8, 32), half(b[:, :2]) * s, -(half(b[:, 2:4]) * m))
+    return Parts(q, {"d": _halves(b[:, :2]), "dmin": _halves(b[:, 2:4]), "s": s, "m": m})
+
+
+def _apart_q6_k(b: U8) -> Parts:
+    low = _field_of_runs(b[:, :128], bits=4, run=64)
+    high = _field_of_runs(b[:, 128:192], bits=2, run=32)
+    q = low | (high << np.uint8(4))
+    return Parts(q, {"d": _halves(b[:, 208:210]), "s": b[:, 192:208].view(np.int8)})
+
+
+_TAKE_APART = {"q4_k": _apart_q4_k, "q5_k": _apart_q5_k, "q6_k": _apart_q6_k}
+
+
+def _split_q4_k(b: U8) -> Planes:
+    q, header = _apart_q4_k(b)
+    return Planes(pack(q.reshape(-1, 8, 32)), *_scales_and_mins(header))
+
+
+def _split_q5_k(b: U8) -> Planes:
+    q, header = _apart_q5_k(b)
+    return Planes(q.reshape(-1, 8, 32), *_scales_and_mins(header))
 
 
 def _split_q6_k(b: U8) -> Planes:
-    low = _field_of_runs(b[:, :128], bits=4, run=64)
-    high = _field_of_runs(b[:, 128:192], bits=2, run=32)
-    q = (low | (high << np.uint8(4))).view(np.int8) - np.int8(32)
-    s = b[:, 192:208].view(np.int8)
-    return Planes(q.reshape(-1, 16, 16), half(b[:, 208:210]) * s)
+    q, header = _apart_q6_k(b)
+    scales = header["d"].astype(np.float32) * header["s"]
+    return Planes((q.view(np.int8) - np.int8(32)).reshape(-1, 16, 16), scales)
+
+
+def _scales_and_mins(header: dict[str, NDArray[Any]]) -> tuple[F32, F32]:
+    d, dmin = (header[name].astype(np.float32) for name in ("d", "dmin"))
+    return d * header["s"], -(dmin * header["m"])
 
 
 _4BIT_16 = QuantLayout(bits=4, group_size=16, has_mins=True)

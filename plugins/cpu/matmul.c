@@ -1,0 +1,302 @@
+// llmir_matmul_<format>_<activations>: a product with a packed weight.
+//
+//   a[t, :]  = rounded x[t, :], after RMSNorm where there is one            (activations.h)
+//   y[t, n]  = Σ_k a[t, k] w[n, k] + bias[n] + residual[t, n]     (multiply.h, multiply_float.h)
+//   silu:      rows of the weight are tiles of gate and up in turn;
+//              y[t, n] = gate / (1 + e^-gate) * up
+//   best:      y is f32[count_n, T, 2]: of each share of the rows, the largest y[t, n] and, as an
+//              i32, the lowest n that has it; -1 where one is NaN or infinite.  llmir_best
+//              makes i32[T] of it
+//
+// Integer activations: Σ over a block of 32 columns is of integers, exact, and that over the
+// blocks of float32, one fused multiply-add after the other in their order.  Float ones: float32
+// sums, in one order.  Both are the same for every T, so that a row's result does not depend on
+// the batch.
+//
+// ABI: pointers with an offset in elements, then sizes.
+//   x f32[T, K]  norm f32[K]  w u8[…] (blocks.h)  bias f32[N]  residual f32[T, N]
+//   → y f32[T, N]  scratch u8[workgroups, chunk_bytes]
+//   flags: which of the optional ones are there; an absent pointer is any valid one
+// Workgroup (id_n, id_m) of (count_n, count_m): an even share of the tiles, or pairs of tiles
+// for silu, and of the tokens, at most CHUNK of them.
+// Owns: its block of y, and its scratch.
+#include "activations.h"
+#include "blocks.h"
+#include "matmul_amx.h"
+#include "multiply.h"
+#include "multiply_float.h"
+
+#define CHUNK 128
+#define SCRATCH_ROWS 16  // a chunk's rows in scratch are a multiple of it
+
+enum { HAS_NORM = 1, HAS_BIAS = 2, HAS_RESIDUAL = 4, SILU_MUL = 8, BEST = 16 };
+
+// The largest of each of sixteen columns, the column of lane 0 there, and what is not finite.
+typedef struct {
+  f32x16 most;
+  i32x16 column, bad;
+} Best;
+
+typedef struct {
+  const float *bias, *residual;  // of the whole matrix; NULL where absent
+  float *y;
+  size_t n;                      // columns of y
+  size_t first_row;              // of the chunk
+  Best *best;                    // of the rows of the chunk, instead of y; else NULL
+} Output;
+
+INLINE void take_best(const Output *out, size_t row, size_t column, f32x16 value) {
+  Best *best = out->best + row;
+  if (column + LANES <= out->n) {
+    if (out->bias) value += load(out->bias + column);
+  } else {
+    for (size_t i = 0; i < LANES; i++) {
+      if (column + i >= out->n) value[i] = -__builtin_inff();
+      else if (out->bias) value[i] += out->bias[column + i];
+    }
+  }
+  const i32x16 more = value > best->most;
+  best->most = more ? value : best->most;
+  best->column = more ? splat_i32((int32_t)column) : best->column;
+  best->bad |= (value != value) | (value == splat(__builtin_inff()));
+}
+
+INLINE void write_best(const Best *best, float *y) {
+  float most = -__builtin_inff();
+  int32_t at = -1, bad = 0;
+  for (int i = 0; i < LANES; i++) {
+    const int32_t column = best->column[i] + i;
+    bad |= best->bad[i];
+    if (best->most[i] > most || (best->most[i] == most && at >= 0 && column < at)) {
+      most = best->most[i];
+      at = column;
+    }
+  }
+  y[0] = most;
+  ((int32_t *)y)[1] = bad ? -1 : at;
+}
+
+INLINE void store_row(const Output *out, size_t row, size_t column, f32x16 value) {
+  if (out->best) {
+    take_best(out, row, column, value);
+    return;
+  }
+  size_t at = (out->first_row + row) * out->n + column;
+  if (column + LANES <= out->n) {
+    if (out->bias) value += load(out->bias + column);
+    if (out->residual) value += load(out->residual + at);
+    store(out->y + at, value);
+    return;
+  }
+  for (size_t i = 0; i < out->n - column; i++) {
+    float v = value[i];
+    if (out->bias) v += out->bias[column + i];
+    if (out->residual) v += out->residual[at + i];
+    out->y[at + i] = v;
+  }
+}
+
+// What a workgroup computes with.
+typedef struct {
+  int format, precision;
+  size_t rows, tile_rows;  // of activations; of those, how many go through AMX's integer tiles
+  uint8_t *acts;
+  size_t stride, k;
+  uint8_t *memory;         // panels, or a piece
+  uint8_t *packed;         // amx_pack_rows' of tile_rows
+} Chunk;
+
+// out f32[parts, CHUNK, 16]: the chunk's rows times one tile, or two.
+INLINE void multiply_unit(const Chunk *chunk, const uint8_t *unit, int parts, float *out) {
+  const int format = chunk->format, precision = chunk->precision;
+  const size_t k = chunk->k, stride = chunk->stride;
+#if defined(__AMX_INT8__)
+  if (chunk->tile_rows)
+    amx_multiply_unit(format, precision, parts, chunk->tile_rows, chunk->packed, k, unit,
+                      chunk->memory, CHUNK, out);
+#endif
+  const size_t rows = chunk->rows - chunk->tile_rows;
+  const uint8_t *acts = chunk->acts + chunk->tile_rows * stride;
+  if (!rows) return;
+  for (int part = 0; part < parts; part++) {
+    const uint8_t *tile = unit + (size_t)part * tile_bytes(format, k);
+    float *to = out + ((size_t)part * CHUNK + chunk->tile_rows) * LANES;
+#if WITH_BF16
+    if (reads_pairs(format, precision)) {
+      multiply_pairs(rows, acts, stride, k, tile, to);
+      continue;
+    }
+#endif
+    if (precision >= FLOAT32)
+      multiply_float(format, rows, acts, stride, k, tile, (float *)chunk->memory, to);
+    else
+      multiply_by_vectors(format, precision, rows, acts, stride, k, tile, to);
+  }
+}
+
+// A workgroup's scratch: its rows of activations; room for the panels of a unit, or for a
+// piece; for tiles, the rows once more, block by block.
+INLINE size_t chunk_bytes(size_t rows, int precision, size_t k) {
+  const size_t bytes = rows * row_bytes(k, precision);
+  if (precision >= FLOAT32) return bytes + FLOAT_PIECE_BYTES;
+  return bytes + panels_bytes(k) + rows * (k / BLOCK) * ((size_t)num_planes(precision) * BLOCK + 8);
+}
+
+// What AMX needs before the first unit: zeros in the rows that fill up a sixteen, the rows
+// packed, the tiles configured.  Whether there is anything for it to do.
+INLINE int begin_tiles(Chunk *chunk, size_t most) {
+  int used = 0;
+#if defined(__AMX_INT8__)
+  const size_t rows = chunk->rows, stride = chunk->stride, k = chunk->k;
+  const int pairs = reads_pairs(chunk->format, chunk->precision);
+  if (chunk->precision < FLOAT32) {
+    chunk->tile_rows = rows / AMX_ROWS * AMX_ROWS;
+    if (rows - chunk->tile_rows >= AMX_LEAST_ROWS) chunk->tile_rows = rows;
+    chunk->packed = chunk->memory + panels_bytes(k);
+  }
+  used = rows && (chunk->tile_rows || pairs);
+  if (!used) return 0;
+  for (size_t row = rows; row < most; row++)
+    for (size_t i = 0; i < stride; i += 64)
+      *(u8x64_any *)(chunk->acts + row * stride + i) = (u8x64)(0);
+  for (size_t row = 0; row < chunk->tile_rows; row += AMX_ROWS)
+    amx_pack_rows(chunk->acts + row * stride, stride, k, chunk->precision,
+                  chunk->packed + row / AMX_ROWS * (k / BLOCK) *
+                                      amx_rows_block_bytes(chunk->precision));
+  if (pairs) amx_configure_bf16();
+  else amx_configure(amx_width(chunk->format, chunk->precision));
+#else
+  (void)chunk;
+  (void)most;
+#endif
+  return used;
+}
+
+INLINE void end_tiles(void) {
+#if defined(__AMX_INT8__)
+  _tile_release();
+#endif
+}
+
+typedef struct {
+  const float *x, *norm;
+  const uint8_t *w;
+  const float *bias, *residual;
+  float *y;
+  uint8_t *scratch;
+  size_t tokens, k, n, flags;
+  float eps;
+  size_t id_n, count_n, id_m, count_m;
+} Matmul;
+
+INLINE void prepare_rows(const Matmul *call, int format, int precision, size_t first, size_t rows,
+                         uint8_t *acts, size_t stride) {
+  const size_t k = call->k;
+  const float *norm = call->flags & HAS_NORM ? call->norm : NULL;
+  const int narrow = reads_pairs(format, precision), round = precision == BFLOAT16;
+  const int zero = zero_of_offsets(format), parts = is_halved(format) ? 2 : 1;
+  for (size_t row = 0; row < rows; row++) {
+    const float *x = call->x + (first + row) * k;
+    uint8_t *to = acts + row * stride;
+    if (precision >= FLOAT32) float_row(x, norm, call->eps, k, round, narrow, to);
+    else if (precision == INT8) quantize_row(x, norm, call->eps, k, INT8, zero, parts, to);
+    else quantize_row(x, norm, call->eps, k, precision, zero, parts, to);
+  }
+}
+
+NOINLINE void matmul(const Matmul *call, int format, int precision) {
+  const size_t tokens = call->tokens, k = call->k, flags = call->flags;
+  const int silu = (flags & SILU_MUL) != 0, parts = silu ? 2 : 1;
+  const size_t first = tokens * call->id_m / call->count_m;
+  const size_t rows = tokens * (call->id_m + 1) / call->count_m - first;
+  const size_t stride = row_bytes(k, precision);
+  const size_t most = (tokens < CHUNK ? tokens + SCRATCH_ROWS - 1 : CHUNK) / SCRATCH_ROWS *
+                      SCRATCH_ROWS;
+  uint8_t *acts = call->scratch + (call->id_m * call->count_n + call->id_n) *
+                                      chunk_bytes(most, precision, k);
+  prepare_rows(call, format, precision, first, rows, acts, stride);
+  Best best[CHUNK];
+  if (flags & BEST)
+    for (size_t row = 0; row < rows; row++)
+      best[row] = (Best){splat(-__builtin_inff()), splat_i32(0), splat_i32(0)};
+  const Output out = {
+      .best = flags & BEST ? best : NULL,
+      .bias = flags & HAS_BIAS ? call->bias : NULL,
+      .residual = flags & HAS_RESIDUAL ? call->residual : NULL,
+      .y = call->y,
+      .n = call->n,
+      .first_row = first,
+  };
+  Chunk chunk = {
+      .format = format,
+      .precision = precision,
+      .rows = rows,
+      .acts = acts,
+      .stride = stride,
+      .k = k,
+      .memory = acts + most * stride,
+  };
+  const int with_tiles = begin_tiles(&chunk, most);
+  const size_t units = (call->n + LANES - 1) / LANES;
+  const size_t unit_bytes = (size_t)parts * tile_bytes(format, k);
+  const size_t end = units * (call->id_n + 1) / call->count_n;
+  float sums[2 * CHUNK * LANES] __attribute__((aligned(64)));
+  for (size_t unit = units * call->id_n / call->count_n; unit < end; unit++) {
+    multiply_unit(&chunk, call->w + unit * unit_bytes, parts, sums);
+    for (size_t row = 0; row < rows; row++) {
+      f32x16 value = load(sums + row * LANES);
+      if (silu) value = value / (splat(1) + exp16(-value)) * load(sums + (CHUNK + row) * LANES);
+      store_row(&out, row, unit * LANES, value);
+    }
+  }
+  if (with_tiles) end_tiles();
+  if (flags & BEST)
+    for (size_t row = 0; row < rows; row++)
+      write_best(best + row, call->y + (call->id_n * tokens + first + row) * 2);
+}
+
+// ids[t]: of the parts of all shares, the best one's column.  Workgroup id of count: of the tokens.
+void llmir_best(const float *parts, size_t parts_at, int32_t *ids, size_t ids_at, size_t tokens,
+                size_t shares, size_t id, size_t count) {
+  for (size_t t = tokens * id / count; t < tokens * (id + 1) / count; t++) {
+    float most = -__builtin_inff();
+    int32_t best = -1, bad = 0;
+    for (size_t share = 0; share < shares; share++) {
+      const float *part = parts + parts_at + (share * tokens + t) * 2;
+      const int32_t column = ((const int32_t *)part)[1];
+      bad |= column < 0;
+      if (part[0] > most) {
+        most = part[0];
+        best = column;
+      }
+    }
+    ids[ids_at + t] = bad ? -1 : best;
+  }
+}
+
+#define MATMUL(name, format, precision)                                                      \
+  void llmir_matmul_##name(                                                                    \
+      const float *x, size_t x_at, const float *norm, size_t norm_at, const uint8_t *w,        \
+      size_t w_at, const float *bias, size_t bias_at, const float *residual,                   \
+      size_t residual_at, float *y, size_t y_at, uint8_t *scratch, size_t scratch_at,          \
+      size_t tokens, size_t k, size_t n, size_t flags, float eps, size_t id_n, size_t count_n, \
+      size_t id_m, size_t count_m) {                                                           \
+    const Matmul call = {x + x_at, norm + norm_at, w + w_at, bias + bias_at,                   \
+                         residual + residual_at, y + y_at, scratch + scratch_at, tokens, k, n, \
+                         flags, eps, id_n, count_n, id_m, count_m};                            \
+    matmul(&call, format, precision);                                                        \
+  }
+
+#define FLOAT_MATMULS(name, format) \
+  MATMUL(name##_f32, format, FLOAT32) \
+  MATMUL(name##_bf16, format, BFLOAT16)
+#define MATMULS(name, format) \
+  MATMUL(name##_int8, format, INT8) \
+  MATMUL(name##_int16, format, INT16) \
+  FLOAT_MATMULS(name, format)
+
+#define MATMUL_INT12(name, format) MATMUL(name##_int12, format, INT12)
+
+QUANTISED_FORMATS(MATMULS)
+FOUR_BIT_FORMATS(MATMUL_INT12)
+FLOAT_FORMATS(FLOAT_MATMULS)

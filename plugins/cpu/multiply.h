@@ -1,0 +1,143 @@
+// Rows of integer activations times a tile of a quantised matrix.
+//
+//   sum_b  = Σ_k∈b (u[n, k] - zero) q[t, k]                                      exact, i32
+//   y[t,n] = Σ_b fma(scale_w[n, b] scale_a[t, b], sum_b, …), fma(min[n, b], scaled_sum[t, b], …)
+//
+// b: blocks of 32 columns in their order; formats that are halved have a sum for each sixteen.
+//
+// A tile is read as it is packed, and its elements taken apart in registers.  AMX's tiles compute
+// the same numbers another way (matmul_amx.h).
+#ifndef LLMIR_MULTIPLY_H
+#define LLMIR_MULTIPLY_H
+
+#include "activations.h"
+#include "blocks.h"
+
+#define NOINLINE static __attribute__((noinline))
+
+// The zero that is left to the offsets of the rows (activations.h); the rest of a format's zero
+// is taken off its bytes.
+INLINE int zero_of_offsets(int format) {
+#if defined(DOT4_IS_SIGNED)
+  return bytes_are_small(format) ? zero_of(format) : 0;
+#else
+  return zero_of(format);
+#endif
+}
+
+INLINE i32x16 dot_quads(int small, int count, i32x16 sum, const u8x64 *quads, const int32_t *acts) {
+#pragma clang loop unroll(full)
+  for (int j = 0; j < count; j++) {
+#if defined(DOT4_IS_SIGNED)
+    (void)small;
+    sum = dot4_small(sum, quads[j], acts[j]);
+#else
+    sum = small ? dot4_small(sum, quads[j], acts[j]) : dot4(sum, quads[j], acts[j]);
+#endif
+  }
+  return sum;
+}
+
+// acc[m] += row m times block b.
+INLINE void add_block(int small, int halved, int with_min, int with_offset, int precision, int rows,
+                      const Block *block, const ActivationRow *first, size_t stride, size_t b,
+                      f32x16 *acc) {
+  const size_t parts = halved ? 2 : 1, quads = 8 / parts;
+#pragma clang loop unroll(full)
+  for (int m = 0; m < rows; m++) {
+    const size_t at = (size_t)m * stride;
+    const int32_t *high = (const int32_t *)((const uint8_t *)first->high + at) + b * 8;
+    const int32_t *low = (const int32_t *)((const uint8_t *)first->low + at) + b * 8;
+    const int32_t *offset = (const int32_t *)((const uint8_t *)first->offset + at) + b * parts;
+    const float scale = ((const float *)((const uint8_t *)first->scale + at))[b];
+#pragma clang loop unroll(full)
+    for (size_t part = 0; part < parts; part++) {
+      const size_t j = part * quads;
+      const i32x16 from = splat_i32(with_offset ? offset[part] : 0);
+      i32x16 sum;
+      if (precision == INT8) {
+        sum = dot_quads(small, (int)quads, from, block->quad + j, high + j);
+      } else {
+        sum = dot_quads(small, (int)quads, splat_i32(0), block->quad + j, high + j);
+        sum = (sum << precision) + dot_quads(small, (int)quads, from, block->quad + j, low + j);
+      }
+      const f32x16 scale_w = part ? block->second : block->scale;
+      acc[m] = fma16(to_f32(sum), scale_w * splat(scale), acc[m]);
+    }
+    if (with_min) {
+      const float scaled_sum = ((const float *)((const uint8_t *)first->scaled_sum + at))[b];
+      acc[m] = fma16(block->min, splat(scaled_sum), acc[m]);
+    }
+  }
+}
+
+// out[m] = row m times a tile as it is packed.
+INLINE void multiply_tile(int format, int precision, int rows, const uint8_t *acts, size_t stride,
+                          size_t k, const uint8_t *tile, float *out) {
+  const ActivationRow first = activation_row(acts, k, precision);
+  f32x16 acc[rows];
+  for (int m = 0; m < rows; m++) acc[m] = splat(0);
+  for (size_t b = 0; b < k / BLOCK; b++) {
+    if (rows <= 4) prefetch_after(format, tile, b);
+    Block block;
+    read_block(format, tile, b, &block);
+    const uint8_t less = (uint8_t)(zero_of(format) - zero_of_offsets(format));
+    if (less)
+      for (int j = 0; j < 8; j++) block.quad[j] -= less;
+    add_block(bytes_are_small(format), is_halved(format), has_min(format),
+              zero_of_offsets(format) != 0, precision, rows, &block, &first, stride, b, acc);
+  }
+  for (int m = 0; m < rows; m++) store(out + m * LANES, acc[m]);
+}
+
+// How many rows a tile is read for at a time, at most: AVX-512 has the registers.  With tiles of
+// AMX's own more rows go there.
+#if defined(__AVX512VNNI__) && !defined(__AMX_INT8__)
+#define ROWS_OF_TILE 12
+#else
+#define ROWS_OF_TILE 4
+#endif
+
+#define TILE_ROWS(n, format, precision) \
+  case n: multiply_tile(format, precision, n, acts, stride, k, tile, out); return;
+#if ROWS_OF_TILE == 12
+#define ROWS_CASES(format, precision)                                                            \
+  TILE_ROWS(12, format, precision) TILE_ROWS(8, format, precision)                               \
+  TILE_ROWS(4, format, precision) TILE_ROWS(2, format, precision) TILE_ROWS(1, format, precision)
+#else
+#define ROWS_CASES(format, precision) \
+  TILE_ROWS(4, format, precision) TILE_ROWS(2, format, precision) TILE_ROWS(1, format, precision)
+#endif
+
+// One function for int8, one for both precisions of two planes.
+#define MULTIPLY_TILE(name, format)                                                                \
+  NOINLINE void multiply_tile_##name##_1(int precision, size_t rows, const uint8_t *acts,          \
+                                         size_t stride, size_t k, const uint8_t *tile, float *out) { \
+    (void)precision;                                                                               \
+    switch (rows) { ROWS_CASES(format, INT8) }                                                     \
+  }                                                                                                \
+  NOINLINE void multiply_tile_##name##_2(int precision, size_t rows, const uint8_t *acts,          \
+                                         size_t stride, size_t k, const uint8_t *tile, float *out) { \
+    if (precision == INT8) return;                                                                 \
+    switch (rows) { ROWS_CASES(format, precision) }                                                \
+  }
+QUANTISED_FORMATS(MULTIPLY_TILE)
+
+// out[m] = row m times a tile, by vectors.
+INLINE void multiply_by_vectors(int format, int precision, size_t rows, const uint8_t *acts,
+                                size_t stride, size_t k, const uint8_t *tile, float *out) {
+#define TILE_CASE(name, format)                                                                \
+  case format:                                                                                 \
+    (precision == INT8 ? multiply_tile_##name##_1 : multiply_tile_##name##_2)(                 \
+        precision, count, acts, stride, k, tile, out);                                         \
+    break;
+  for (size_t count; rows; rows -= count) {
+    const size_t most = rows < ROWS_OF_TILE ? rows : ROWS_OF_TILE;
+    count = most >= 12 ? 12 : most >= 8 ? 8 : most >= 4 ? 4 : most >= 2 ? 2 : 1;
+    switch (format) { QUANTISED_FORMATS(TILE_CASE) default: break; }
+    acts += count * stride;
+    out += count * LANES;
+  }
+}
+
+#endif
