@@ -48,8 +48,8 @@ def compile(
         on_stage: called with the name of each long stage; the context manager it
             returns is entered while the stage runs.
         print_ir_after: passes after which to print the IR to stderr.
-        options: weights, kv_dtype, page_size, max_model_len, max_num_batched_tokens,
-            max_num_seqs, op_priority; see compiler.options.CompileOptions.
+        options: weights, kv_dtype, activations, page_size, max_model_len,
+            max_num_batched_tokens, max_num_seqs, op_priority; see compiler.options.CompileOptions.
 
     The same inputs give the same artifact: a second call finds the first one's.
 
@@ -133,7 +133,7 @@ class LLM(engine.LLM):
         device: a device URI ("local-task", "vulkan://0"); None: the first module of the
             artifact that this machine can run.
         kv_cache_memory_bytes: memory for the KV cache; None: up to 1 GiB.
-        num_threads: CPU worker threads; None: one per core.
+        num_threads: CPU worker threads; None: one per physical core.
         max_num_seqs, max_num_batched_tokens: most sequences and tokens in a step, within
             what the artifact was compiled for.
         verify_weights: "first", "always" or "never", see artifact.load.

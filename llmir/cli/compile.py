@@ -49,6 +49,14 @@ Examples:
     help="Element type of the KV cache.",
 )
 @click.option(
+    "--activations",
+    default=_DEFAULT.activations,
+    show_default=True,
+    metavar="PRECISION|ROLE=PRECISION,…",
+    help="How matmuls round their input: auto, int8, int16, bf16 or f32, for all or by role "
+    "(qkv, o, gate_up, down, lm_head).",
+)
+@click.option(
     "--page-size",
     type=click.Choice([str(size) for size in PAGE_SIZES]),
     default=str(_DEFAULT.page_size),
@@ -96,6 +104,7 @@ def compile_(
     target_names: tuple[str, ...],
     weights: str,
     kv_dtype: str,
+    activations: str,
     page_size: str,
     max_model_len: int | None,
     max_num_batched_tokens: int,
@@ -126,6 +135,7 @@ def compile_(
             print_ir_after=split_commas(print_ir_after),
             weights=weights,
             kv_dtype=kv_dtype,
+            activations=activations,
             page_size=int(page_size),
             max_model_len=max_model_len,
             max_num_batched_tokens=max_num_batched_tokens,

@@ -20,7 +20,7 @@ from llmir.cli.run import messages
 from llmir.engine import LLM, SamplingParams
 from llmir.engine.tokenizer import Tokenizer
 from llmir.errors import OptionError, RequestError
-from llmir.runtime.base import F32, StepBatch, StepLimits
+from llmir.runtime.base import F32, I32, StepBatch, StepLimits
 from llmir.targets import resolve
 
 _NUMPY = {"f32": np.float32, "f16": np.float16}
@@ -92,6 +92,10 @@ class _Recorder:
     def step(self, batch: StepBatch) -> F32:
         self.batches.append(batch)
         return np.zeros((len(batch.logit_rows), self.limits.vocab_size), np.float32)
+
+    def step_greedy(self, batch: StepBatch) -> I32:
+        self.batches.append(batch)
+        return np.zeros(len(batch.logit_rows), np.int32)
 
 
 def first_step(artifact: Artifact, prompt: str, raw: bool) -> tuple[StepBatch, int]:

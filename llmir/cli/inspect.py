@@ -14,7 +14,7 @@ from llmir.cli.options import json_option, verify_weights_option
 from llmir.cli.output import human_bytes, print_json, table
 from llmir.digests import DigestMemo
 from llmir.errors import ArtifactCorruptError
-from llmir.host import host_cpu
+from llmir.host import missing_here
 
 _ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 EPILOG = """\b
@@ -106,10 +106,10 @@ def _tensor_forms(manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _missing(module: ModuleEntry) -> list[str]:
-    """What this machine's CPU lacks for a module; GPUs are seen only when opened."""
+    """What a CPU module lacks on this machine; GPUs are seen only when opened."""
     if not module.cpu_arch:
         return []
-    return host_cpu().missing(module.cpu_arch, module.cpu_features)
+    return missing_here(module.cpu_arch, module.cpu_features)
 
 
 def _text(root: Path, manifest: Manifest, damage: list[str], tensors: bool) -> str:

@@ -53,7 +53,7 @@ def device_options(command: Decorated) -> Decorated:
             type=ByteCount(),
             help="Memory for the KV cache, such as 512M or 2G.  [default: up to 1G]",
         ),
-        click.option("--threads", type=int, help="CPU threads.  [default: one per core]"),
+        click.option("--threads", type=int, help="CPU threads.  [default: one per physical core]"),
         click.option(
             "--device",
             help="Device to run on, as `llmir targets` lists them.  [default: the first that can]",

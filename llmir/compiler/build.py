@@ -19,23 +19,26 @@ from llmir import artifact
 from llmir.artifact import Artifact, KvLayout, Limits, Manifest, ModuleEntry, ProviderUse
 from llmir.artifact_writer import writing
 from llmir.compiler import iree_compile
+from llmir.compiler.activations import parse_activations
 from llmir.compiler.export import export_step, kv_layout, step_arguments
 from llmir.compiler.in_place import check_in_place
 from llmir.compiler.options import DEFAULT_MAX_MODEL_LEN, CompileOptions
 from llmir.compiler.versions import check_tools, tool_versions
 from llmir.compiler.weights import StoredWeights, write_archive
 from llmir.config import ModelSpec
+from llmir.cpu_levels import takes_objects
 from llmir.dialect_ext.registry import find_lowering, parse_priority
 from llmir.errors import OptionError
+from llmir.host import is_amx
 from llmir.importers.base import ImportedModel
 from llmir.models.rope import check_max_len
-from llmir.passes.ir import llm_ops, parse_module, text_attribute
+from llmir.passes.ir import parse_module, text_attribute, walk
 from llmir.passes.manager import PassManager
-from llmir.passes.pipelines import TO_LLM_IR
+from llmir.passes.parameters import PackedParameter, take_recipes
+from llmir.passes.pipelines import FOR_TARGET, TO_LLM_IR
 from llmir.passes.select_providers import SelectProviders
 from llmir.targets import Target
 
-WEIGHTS_FILE = "weights.portable.irpa"
 StageHook = Callable[[str], AbstractContextManager[Any]]
 """Called with the name of each long stage; what it returns is entered while the stage runs."""
 
@@ -78,24 +81,27 @@ def compile_model(
     check_tools()
     priority = parse_priority(options.op_priority)
     limits = _limits(model.spec, options)
-    kv = kv_layout(model.spec, options.kv_dtype, options.page_size)
+    kv = kv_layout(model.spec, options.kv_dtype_for(targets), options.page_size)
     clock = _Clock(on_stage)
     manager = PassManager(print_ir_after=tuple(print_ir_after))
     with writing(output) as directory:
         with clock.stage("quantising weights"):
-            weights = StoredWeights(model, options.weights, limits.max_model_len)
-        with clock.stage("writing weights"):
-            write_archive(directory / WEIGHTS_FILE, weights.parameters())
+            activations = parse_activations(options.activations)
+            weights = StoredWeights(model, options.weights, activations, limits.max_model_len)
         with clock.stage("tracing the model"):
             exported = export_step(model.spec, weights.form_of, kv, limits)
             llm_ir = _to_llm_ir(exported, manager)
         smallest = min(t.num_bytes for t in weights.report() if len(t.shape) == 2)
         modules = []
+        archives = _Archives(directory, weights)
         for target in targets:
             with clock.stage(f"lowering for {target.name}"):
                 lowered = _lower(llm_ir, target, priority, manager)
             with clock.stage(f"compiling for {target.name}"):
-                modules.append(_compile(lowered, target, directory, kv, smallest))
+                archive = archives.name_for(lowered)
+                modules.append(_compile(lowered, target, directory, kv, smallest, archive))
+        with clock.stage("writing weights"):
+            archives.write()
         _write_tokenizer(directory, model)
         manifest = Manifest(
             llmir_version=llmir.__version__,
@@ -138,6 +144,32 @@ class _Lowered:
     mlir: str
     providers: tuple[ProviderUse, ...]
     flags: tuple[str, ...]
+    plain: tuple[str, ...]
+    packed: tuple[PackedParameter, ...]
+
+
+@dataclass(slots=True)
+class _Archives:
+    """The weights files of an artifact: one for each set of parameters that a target reads."""
+
+    directory: Path
+    weights: StoredWeights
+    names: dict[tuple[tuple[str, ...], tuple[PackedParameter, ...]], str] = field(
+        default_factory=dict
+    )
+
+    def name_for(self, lowered: _Lowered) -> str:
+        """The file with the parameters of a module."""
+        key = (lowered.plain, lowered.packed)
+        if key not in self.names:
+            kind = "packed" if lowered.packed else "portable"
+            same = sum(f".{kind}" in name for name in self.names.values())
+            self.names[key] = f"weights.{kind}{f'-{same + 1}' if same else ''}.irpa"
+        return self.names[key]
+
+    def write(self) -> None:
+        for (plain, packed), name in self.names.items():
+            write_archive(self.directory / name, self.weights.parameters(set(plain), packed))
 
 
 def _to_llm_ir(exported: str, manager: PassManager) -> str:
@@ -152,20 +184,29 @@ def _lower(
 ) -> _Lowered:
     module = parse_module(llm_ir)
     manager.run(module, [SelectProviders(target=target.name, priority=priority)])
+    manager.run(module, FOR_TARGET)
     providers = _provider_uses(module)
     flags = _flags(providers, target)
     manager.run(module, ["lower-llm"])
-    return _Lowered(str(module), providers, flags)
+    plain, packed = take_recipes(module)
+    return _Lowered(str(module), providers, flags, plain, packed)
+
+
+_NOTES = ("provider", "variant", "refused")
 
 
 def _provider_uses(module: ir.Module) -> tuple[ProviderUse, ...]:
-    counted = Counter(
-        (
-            operation.name.removeprefix("llm."),
-            *(text_attribute(operation, f"llm.{x}") for x in ("provider", "variant", "refused")),
+    # The entry points do the same but at their ends: an op of both is counted once.
+    counted: Counter[tuple[str, ...]] = Counter()
+    for function in module.body.operations:
+        counted |= Counter(
+            (
+                operation.name.removeprefix("llm."),
+                *(text_attribute(operation, f"llm.{x}") for x in _NOTES),
+            )
+            for operation in walk(function.operation)
+            if operation.name.startswith("llm.")
         )
-        for operation in llm_ops(module)
-    )
     return tuple(
         ProviderUse(op=op, provider=provider, variant=variant, count=count, refused=refused)
         for (op, provider, variant, refused), count in sorted(counted.items())
@@ -181,7 +222,12 @@ def _flags(providers: Sequence[ProviderUse], target: Target) -> tuple[str, ...]:
 
 
 def _compile(
-    lowered: _Lowered, target: Target, directory: Path, kv: KvLayout, smallest_matrix_bytes: int
+    lowered: _Lowered,
+    target: Target,
+    directory: Path,
+    kv: KvLayout,
+    smallest_matrix_bytes: int,
+    archive: str,
 ) -> ModuleEntry:
     stream = iree_compile.to_stream(lowered.mlir, lowered.flags)
     check_in_place(stream, kv, smallest_matrix_bytes)
@@ -191,15 +237,28 @@ def _compile(
     return ModuleEntry(
         target=target.name,
         file=file,
-        weights=WEIGHTS_FILE,
+        weights=archive,
         flags=lowered.flags,
         driver=target.driver,
-        entry_points=("step",),
+        entry_points=("step", "step_greedy"),
         providers=lowered.providers,
         cpu=code.name if code else "",
         cpu_arch=code.arch if code else "",
-        cpu_features=code.features if code else (),
+        cpu_features=_cpu_features(code.features, lowered.flags, target) if code else (),
     )
+
+
+def _cpu_features(
+    generated: Sequence[str], flags: Sequence[str], target: Target
+) -> tuple[str, ...]:
+    """What a CPU must have for IREE's code, and for the C kernels if any were linked in.
+
+    IREE's code uses no AMX, even where its CPU has it; kernels may.
+    """
+    features = [f for f in generated if not is_amx(f)]
+    if target.isa_level is not None and takes_objects(flags):
+        features += target.isa_level.features
+    return tuple(dict.fromkeys(features))
 
 
 def _write_tokenizer(directory: Path, model: ImportedModel) -> None:

@@ -38,6 +38,7 @@ _BINARY: dict[str, Callable[[int, int], int]] = {
     "arith.maxui": max,
     "arith.minsi": min,
     "arith.minui": min,
+    "arith.andi": lambda a, b: a & b,
     "arith.shli": lambda a, b: a << b,
     "arith.shrui": lambda a, b: a >> b,
     "util.align": lambda a, b: -(-a // b) * b,
@@ -138,6 +139,8 @@ class _Sizes:
         operands = list(owner.operands)
         if owner.name == "arith.constant":
             return int(ir.IntegerAttr(owner.attributes["value"]).value)
+        if owner.name in ("hal.device.query", "util.global.load"):
+            return 1  # how many workers there are: the scratch memory of one is no copy
         if owner.name == "hal.buffer_view.dim":
             return self._dim(owner)
         if owner.name in _BINARY:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmir.cpu_levels import OBJECTS
 from llmir.errors import CompileError
 
 
@@ -46,6 +47,8 @@ def _run(mlir: str, flags: Sequence[str], output: Path | None = None) -> bytes:
 
     with tempfile.TemporaryDirectory(prefix="llmir-") as scratch:
         (Path(scratch) / "module.mlir").write_text(mlir, encoding="utf-8")
+        # cpu_levels.object_flags name the C kernels from here.
+        (Path(scratch) / OBJECTS.name).symlink_to(OBJECTS)
         result = (output or Path(scratch) / "out").absolute()
         tool = tools.binaries.find_tool("iree-compile")
         # The source's name goes into the module's debug information: a relative one, so that

@@ -18,11 +18,15 @@ from typing import Any
 
 from llmir import formats
 from llmir.artifact import FORMAT_VERSION
+from llmir.compiler.activations import parse_activations
 from llmir.compiler.versions import tool_versions
+from llmir.cpu_levels import OBJECTS, host_level
 from llmir.digests import DigestMemo
 from llmir.errors import OptionError
+from llmir.host import host_cpu
+from llmir.targets import Target
 
-KV_DTYPES = ("f32", "f16", "bf16")
+KV_DTYPES = ("auto", "f32", "f16", "bf16")
 PAGE_SIZES = (8, 16, 32)
 DEFAULT_MAX_MODEL_LEN = 8192
 DEFAULT_MAX_NUM_SEQS = 64
@@ -33,21 +37,25 @@ class CompileOptions:
     """Options of a compilation, the same for all its targets.
 
     weights:                 one of formats.WEIGHT_MODES; "keep" stores what the model has
-    kv_dtype:                element type of the KV cache
+    kv_dtype:                element type of the KV cache; "auto": bf16 where every target has
+                             C kernels, which read it fastest, else f32
     page_size:               tokens per KV page
     max_model_len:           longest sequence; None: the model's own, at most 8192
     max_num_batched_tokens:  most tokens in a step
     max_num_seqs:            most sequences in a step; None: 64, or as many as there are
                              tokens if those are fewer
+    activations:             precision of the matmuls' inputs: "auto", one of "int8", "bf16",
+                             "int16", "f32", or a mapping of roles; see compiler.activations
     op_priority:             op → the providers to try, in order
     """
 
     weights: str = "keep"
-    kv_dtype: str = "f32"
+    kv_dtype: str = "auto"
     page_size: int = 16
     max_model_len: int | None = None
     max_num_batched_tokens: int = 512
     max_num_seqs: int | None = None
+    activations: str | Mapping[str, str] = "auto"
     op_priority: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -64,6 +72,7 @@ class CompileOptions:
                     f"max_num_seqs {self.max_num_seqs} is more than max_num_batched_tokens "
                     f"{self.max_num_batched_tokens}: every sequence needs a token of each step"
                 )
+        parse_activations(self.activations)
         if not isinstance(self.op_priority, Mapping) or any(
             isinstance(names, str) for names in self.op_priority.values()
         ):
@@ -71,6 +80,12 @@ class CompileOptions:
                 "op_priority must be a mapping such as {'rms_norm': ['portable']}; "
                 f"got {self.op_priority!r}"
             )
+
+    def kv_dtype_for(self, targets: Sequence[Target]) -> str:
+        """The element type of the KV cache, "auto" resolved."""
+        if self.kv_dtype != "auto":
+            return self.kv_dtype
+        return "bf16" if all(t.isa_level is not None for t in targets) else "f32"
 
     @property
     def num_seqs(self) -> int:
@@ -131,10 +146,10 @@ def _name_in_model(path: Path) -> str:
 
 @functools.cache
 def _code_digest() -> str:
-    """Digest of llmir's sources: other code may write another artifact."""
+    """Digest of llmir's sources and kernels: other code may write another artifact."""
     root = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
+    for path in sorted([*root.rglob("*.py"), *OBJECTS.rglob("*.o")]):
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -147,9 +162,8 @@ def _plugins() -> list[str]:
 
 
 def _host_cpu() -> str:
-    from llmir.host import host_cpu
-
-    return json.dumps(sorted(host_cpu().features))
+    level = host_level()
+    return json.dumps([level.name if level else "", *sorted(host_cpu().features)])
 
 
 def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:

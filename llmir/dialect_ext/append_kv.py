@@ -22,6 +22,7 @@ whose contents nobody reads.
 from __future__ import annotations
 
 from llmir.dialect_ext.base import Array, Call, Lowering, Op, Operand
+from llmir.dialect_ext.c_pages import append_lowering
 from llmir.dialect_ext.types import TensorType, is_static
 from llmir.dialect_ext.workgroups import Workgroups, cpu_only, indented
 from llmir.targets import Target
@@ -60,6 +61,7 @@ class AppendKv(Op):
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
         return (
+            append_lowering(),
             Lowering(provider="portable", variant="rows", supports=cpu_only, emit=_emit_rows),
             Lowering(
                 provider="portable", variant="scatter", supports=not_f16_on_vulkan,

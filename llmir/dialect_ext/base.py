@@ -11,7 +11,7 @@ An op is one file in this package.  The file says, in one class:
     lowerings   `lowerings`: portable ones here; kernel providers may add theirs
                 through the registry
 
-In MLIR an op is `"llm.<name>"(operands) {attributes}`, attributes i64, f64 or i1.
+In MLIR an op is `"llm.<name>"(operands) {attributes}`, attributes i64, f64, i1 or strings.
 An op with optional operands carries `operandSegmentSizes = array<i32: …>` with
 a 1 or 0 for every operand of the signature.
 """
@@ -30,7 +30,7 @@ from llmir.dialect_ext.types import Dim, TensorType, dims_conflict
 from llmir.errors import VerifyError
 from llmir.targets import Target
 
-AttrValue = int | float | bool
+AttrValue = int | float | bool | str
 Array = NDArray[Any]
 
 
@@ -53,10 +53,11 @@ class Operand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribute:
-    """One static attribute: an int, float or bool."""
+    """One static attribute: an int, float, bool or str.  One with a default may be left out."""
 
     name: str
-    kind: type[int] | type[float] | type[bool]
+    kind: type[int] | type[float] | type[bool] | type[str]
+    default: AttrValue | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,8 @@ class Lowering:
     emit:      module-level MLIR text that defines `func.func private @symbol` with
                `Call.signature(symbol)`; called only where `supports` says None
     flags:     iree-compile flags without which the form is wrong or slow, per target
+    pages:     how it orders the elements of a KV page, where it reads or writes any; the page
+               ops of a model must agree.  "rows": as the tensor's type says
     """
 
     provider: str
@@ -113,6 +116,7 @@ class Lowering:
     emit: Callable[[Call, str], str]
     variant: str = ""
     flags: Callable[[Target], tuple[str, ...]] = lambda target: ()
+    pages: str = "rows"
 
 
 def everywhere(call: Call, target: Target) -> str | None:
@@ -128,14 +132,18 @@ class Op(ABC):
     attributes: ClassVar[tuple[Attribute, ...]] = ()
     pure: ClassVar[bool] = True  # may be removed when unused and merged when equal
     num_results: ClassVar[int] = 1
+    from_torch: ClassVar[bool] = True  # else only passes make it, and torch does not know it
 
     @abstractmethod
     def result_types(self, call: Call) -> tuple[TensorType, ...]:
         """The shape rule, of a call whose operands are verified.  Copies dims, never compares."""
 
     @abstractmethod
-    def reference(self, *operands: Any, **attrs: Any) -> Array:
-        """The op in numpy.  An absent operand is None; bf16 operands arrive as float32."""
+    def reference(self, *operands: Any, **attrs: Any) -> Array | tuple[Array, ...]:
+        """The op in numpy; a tuple of several results.
+
+        An absent operand is None; bf16 operands arrive as float32.
+        """
 
     @property
     @abstractmethod
@@ -155,8 +163,10 @@ class Op(ABC):
         sizes: dict[str, tuple[Dim, str]] = {}
         for spec, found in zip(self.operands, operands, strict=True):
             self._check_operand(spec, found, sizes)
+        defaults = {a.name: a.default for a in self.attributes if a.default is not None}
+        attrs = {**defaults, **attrs}
         self._check_attributes(attrs)
-        call = Call(self, tuple(operands), dict(attrs))
+        call = Call(self, tuple(operands), attrs)
         self.check(call)
         return dataclasses.replace(call, results=self.result_types(call))
 

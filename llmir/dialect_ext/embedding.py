@@ -23,6 +23,7 @@ from llmir.dialect_ext.base import (
     everywhere,
     literal,
 )
+from llmir.dialect_ext.packed_matmul import packed_lowering, packing_refusal
 from llmir.dialect_ext.types import TensorType, is_static
 from llmir.formats.base import GroupQuantized, QuantLayout
 from llmir.targets import Target
@@ -51,7 +52,10 @@ class Embedding(Op):
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
-        return (Lowering(provider="portable", supports=_float_tables, emit=_emit_float),)
+        return (
+            packed_lowering(_packed_supports),
+            Lowering(provider="portable", supports=_float_tables, emit=_emit_float),
+        )
 
 
 class QuantizedEmbedding(Op):
@@ -71,13 +75,14 @@ class QuantizedEmbedding(Op):
         Attribute(name="bits", kind=int),
         Attribute(name="group_size", kind=int),
         Attribute(name="zero_point", kind=int),
+        Attribute(name="format", kind=str, default=""),
     )
 
     def check(self, call: Call) -> None:
         quants = call.type_of("quants")
         self.expect(all(map(is_static, quants.shape)), f"quants must be static, got {quants}")
         self.expect(call.attrs["bits"] in (4, 8), f"bits must be 4 or 8, got {call.attrs['bits']}")
-        expected = call.attrs["group_size"] * call.attrs["bits"] // 8
+        expected = int(call.attrs["group_size"]) * int(call.attrs["bits"]) // 8
         self.expect(
             quants.shape[2] == expected,
             f"quants {quants} have {quants.shape[2]} bytes a group; groups of "
@@ -99,6 +104,7 @@ class QuantizedEmbedding(Op):
         bits: int,
         group_size: int,
         zero_point: int,
+        format: str = "",
     ) -> Array:
         layout = QuantLayout(
             bits=bits,
@@ -116,7 +122,18 @@ class QuantizedEmbedding(Op):
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
-        return (Lowering(provider="portable", supports=everywhere, emit=_emit_quantized),)
+        return (
+            packed_lowering(_packed_supports),
+            Lowering(provider="portable", supports=everywhere, emit=_emit_quantized),
+        )
+
+
+def _packed_supports(call: Call, target: Target) -> str | None:
+    """Of the C kernels (packed_matmul.py)."""
+    table = call.operands[1]
+    if table is not None and not is_static(table.shape[0]):
+        return f"V must be static, got table {table}"
+    return packing_refusal(call, call.results[0].shape[1])
 
 
 def _float_tables(call: Call, target: Target) -> str | None:
@@ -190,7 +207,7 @@ def _quantized_body(call: Call) -> str:
             "%q = arith.uitofp %nibble : i32 to f32",
         ]
     lines += [
-        f"%zp = arith.constant {literal(call.attrs['zero_point'])} : f32",
+        f"%zp = arith.constant {literal(int(call.attrs['zero_point']))} : f32",
         "%centred = arith.subf %q, %zp : f32",
         f"%scale = tensor.extract %scales[%row, %group] : {scales}",
     ]

@@ -3,14 +3,17 @@
     y[t, n] = Σ_k x[t, k] * weight[n, k] + bias[n]
 
 Shape legend: T tokens, N output features, K input features.  A 16-bit weight is
-widened in registers, as it is read.
+widened in registers, as it is read.  How x is rounded before the product is `activations`,
+fixed when the model is compiled (activations.py).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from llmir.dialect_ext.base import Array, Call, Lowering, Op, Operand
+from llmir.dialect_ext.activations import activations_are_known, only_float32
+from llmir.dialect_ext.base import Array, Attribute, Call, Lowering, Op, Operand
+from llmir.dialect_ext.packed_matmul import packed_lowering, packing_refusal
 from llmir.dialect_ext.scalar_rows import emit_scalar_rows
 from llmir.dialect_ext.tiled_rows import Tile, emit_rows, lanes_for, multiply_add
 from llmir.dialect_ext.types import TensorType, is_static
@@ -26,8 +29,10 @@ class Linear(Op):
         Operand(name="weight", dims=("N", "K"), dtypes=("f32", "bf16", "f16")),
         Operand(name="bias", dims=("N",), dtypes=("f32",), optional=True),
     )
+    attributes = (Attribute(name="activations", kind=str, default="f32"),)
 
     def check(self, call: Call) -> None:
+        self.expect(*activations_are_known(call))
         x = call.type_of("x")
         weight = call.type_of("weight")
         self.expect(all(map(is_static, weight.shape)), f"weight must be static, got {weight}")
@@ -41,13 +46,17 @@ class Linear(Op):
         weight = call.type_of("weight")
         return (TensorType((x.shape[0], weight.shape[0]), "f32"),)
 
-    def reference(self, x: Array, weight: Array, bias: Array | None) -> Array:
+    def reference(
+        self, x: Array, weight: Array, bias: Array | None, *, activations: str = "f32"
+    ) -> Array:
+        """With activations not rounded: what every precision approximates."""
         y = x.astype(np.float64) @ weight.astype(np.float64).T
         return (y if bias is None else y + bias).astype(np.float32)
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
         return (
+            packed_lowering(_packed_supports),
             Lowering(
                 provider="portable", variant="tiled", supports=_tiled_supports, emit=_emit_tiled
             ),
@@ -60,14 +69,24 @@ class Linear(Op):
         )
 
 
+def _packed_supports(call: Call, target: Target) -> str | None:
+    """Of the C kernels (packed_matmul.py)."""
+    cols = call.type_of("weight").shape[1]
+    return packing_refusal(call, cols, str(call.attrs["activations"]))
+
+
 def _tiled_supports(call: Call, target: Target) -> str | None:
     if not target.is_cpu:
         return "register tiles of vectors are for CPUs"
+    if reason := only_float32(call, target):
+        return reason
     k = call.type_of("weight").shape[1]
     return f"K = {k} is not a multiple of 4" if lanes_for(k) is None else None
 
 
 def _scalar_supports(call: Call, target: Target) -> str | None:
+    if reason := only_float32(call, target):
+        return reason
     # Seen with Mesa 22.3's llvmpipe, without any error; bf16 and f32 are right there.
     if target.kind == "vulkan" and call.type_of("weight").dtype == "f16":
         return "f16 weights compute wrong results on a Vulkan driver; store f32 or bf16"

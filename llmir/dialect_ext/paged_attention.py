@@ -29,6 +29,7 @@ from llmir.dialect_ext.base import (
     Op,
     Operand,
 )
+from llmir.dialect_ext.c_pages import attention_lowering
 from llmir.dialect_ext.paged_attention_loops import emit_loops
 from llmir.dialect_ext.paged_attention_vectors import emit_vectors
 from llmir.dialect_ext.types import TensorType, is_static
@@ -71,11 +72,9 @@ class PagedAttention(Op):
             kv.shape[3] in PAGE_SIZES,
             f"the page size must be {', '.join(map(str, PAGE_SIZES))}; got {kv.shape[3]} in {kv}",
         )
-        self.expect(call.attrs["window"] >= 0, f"window must be >= 0, got {call.attrs['window']}")
-        self.expect(
-            bool(np.isfinite(call.attrs["scale"])),
-            f"scale must be finite, got {call.attrs['scale']}",
-        )
+        window, scale = int(call.attrs["window"]), float(call.attrs["scale"])
+        self.expect(window >= 0, f"window must be >= 0, got {window}")
+        self.expect(bool(np.isfinite(scale)), f"scale must be finite, got {scale}")
 
     def result_types(self, call: Call) -> tuple[TensorType, ...]:
         q = call.type_of("q")
@@ -110,6 +109,7 @@ class PagedAttention(Op):
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
         return (
+            attention_lowering(),
             Lowering(provider="portable", variant="vectors", supports=cpu_only, emit=emit_vectors),
             Lowering(
                 provider="portable", variant="loops", supports=not_f16_on_vulkan, emit=emit_loops

@@ -60,7 +60,7 @@ def emit_loops(call: Call, symbol: str) -> str:
   %head_dim = arith.constant {head_dim} : index
   %zero = arith.constant 0.0 : f32
   %lowest = arith.constant -3.0e38 : f32
-  %scale = arith.constant {literal(call.attrs["scale"])} : f32
+  %scale = arith.constant {literal(float(call.attrs["scale"]))} : f32
   %t_size = tensor.dim %q, %c0 : {q}
   %p_size = tensor.dim %page_table, %c1 : {table}
   %c_size = arith.muli %p_size, %ps : index

@@ -109,7 +109,7 @@ def emit_vectors(call: Call, symbol: str) -> str:
     %zero = arith.constant 0.0 : f32
     %kv_zero = arith.constant 0.0 : {kv.dtype}
     %lowest = arith.constant -3.0e38 : f32
-    %scale = arith.constant dense<{literal(call.attrs["scale"])}> : {vec_W}
+    %scale = arith.constant dense<{literal(float(call.attrs["scale"]))}> : {vec_W}
     %lowest_B = arith.constant dense<-3.0e38> : {vec_B}
     %zero_D = arith.constant dense<0.0> : {vec_D}
     {indented(4, [f"%d{c} = arith.constant {c} : index" for c in chunks])}

@@ -8,13 +8,15 @@ g elements in a group, B bytes in a group.  `quants` is formats.GroupQuantized's
 8-bit signed bytes, or 4-bit unsigned pairs, where byte j of a group has element j
 in its low and element j + g/2 in its high nibble.
 
-Activations and sums are float32.  The dequantised weight exists in registers only.
+Sums are float32; the dequantised weight exists in registers only.  How x is rounded
+before the product is `activations`, fixed when the model is compiled (activations.py).
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from llmir.dialect_ext.activations import activations_are_known, only_float32
 from llmir.dialect_ext.base import (
     Array,
     Attribute,
@@ -22,8 +24,8 @@ from llmir.dialect_ext.base import (
     Lowering,
     Op,
     Operand,
-    everywhere,
 )
+from llmir.dialect_ext.packed_matmul import packed_lowering, packing_refusal
 from llmir.dialect_ext.scalar_rows import emit_scalar_rows
 from llmir.dialect_ext.tiled_rows import Tile, emit_rows, lanes_for, multiply_add
 from llmir.dialect_ext.types import TensorType, is_static
@@ -34,7 +36,8 @@ from llmir.targets import Target
 class QuantizedMatmul(Op):
     """x f32[T, K], quants i8[N, G, B], scales f32[N, G], mins f32[N, G]?, bias f32[N]? → f32[T, N].
 
-    bits (4 or 8), group_size and zero_point as in formats.QuantLayout.
+    bits (4 or 8), group_size and zero_point as in formats.QuantLayout; format: the name of
+    the format that the planes came from, which may need fewer bits than they ("" if none).
     """
 
     name = "quantized_matmul"
@@ -49,9 +52,12 @@ class QuantizedMatmul(Op):
         Attribute(name="bits", kind=int),
         Attribute(name="group_size", kind=int),
         Attribute(name="zero_point", kind=int),
+        Attribute(name="format", kind=str, default=""),
+        Attribute(name="activations", kind=str, default="f32"),
     )
 
     def check(self, call: Call) -> None:
+        self.expect(*activations_are_known(call))
         x = call.type_of("x")
         quants = call.type_of("quants")
         bits, g = int(call.attrs["bits"]), int(call.attrs["group_size"])
@@ -89,7 +95,10 @@ class QuantizedMatmul(Op):
         bits: int,
         group_size: int,
         zero_point: int,
+        format: str = "",
+        activations: str = "f32",
     ) -> Array:
+        """With activations not rounded: what every precision approximates."""
         layout = QuantLayout(
             bits=bits,
             group_size=group_size,
@@ -103,16 +112,30 @@ class QuantizedMatmul(Op):
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
         return (
+            packed_lowering(_packed_supports),
             Lowering(
                 provider="portable", variant="tiled", supports=_tiled_supports, emit=_emit_tiled
             ),
-            Lowering(provider="portable", variant="scalar", supports=everywhere, emit=_emit_scalar),
+            Lowering(
+                provider="portable", variant="scalar", supports=only_float32, emit=_emit_scalar
+            ),
         )
+
+
+def _packed_supports(call: Call, target: Target) -> str | None:
+    """Of the C kernels (packed_matmul.py)."""
+    quants, x = call.type_of("quants"), call.type_of("x")
+    cols = quants.shape[1] * int(call.attrs["group_size"])
+    if reason := packing_refusal(call, cols, str(call.attrs["activations"])):
+        return reason
+    return None if is_static(x.shape[1]) else f"K must be static, got {x}"
 
 
 def _tiled_supports(call: Call, target: Target) -> str | None:
     if not target.is_cpu:
         return "register tiles of vectors are for CPUs"
+    if reason := only_float32(call, target):
+        return reason
     group_bytes = call.type_of("quants").shape[2]
     if lanes_for(group_bytes) is None:
         return f"a group's {group_bytes} bytes are not a multiple of 4"

@@ -18,14 +18,20 @@ from llmir.errors import CompileError, OptionError, UnknownNameError
 from llmir.targets import Target
 
 _OWN_OPS = (
+    "add:Add",
     "append_kv:AppendKv",
+    "argmax:Argmax",
     "embedding:Embedding",
     "embedding:QuantizedEmbedding",
     "linear:Linear",
+    "packed_matmul:PackedArgmax",
+    "packed_matmul:PackedEmbedding",
+    "packed_matmul:PackedMatmul",
     "paged_attention:PagedAttention",
     "quantized_matmul:QuantizedMatmul",
     "rms_norm:RmsNorm",
     "rope:Rope",
+    "rope_append:RopeAppend",
     "silu_mul:SiluMul",
 )
 
@@ -85,11 +91,18 @@ class Choice:
     refused: tuple[str, ...] = ()
 
 
-def choose(call: Call, target: Target, priority: Mapping[str, Sequence[str]]) -> Choice:
+def choose(
+    call: Call,
+    target: Target,
+    priority: Mapping[str, Sequence[str]],
+    *,
+    pages: str | None = None,
+) -> Choice:
     """The first lowering that supports the call on the target.
 
     Args:
         priority: op name → provider names, tried in that order and no others.
+        pages: the order of elements in KV pages, where another op of the model needs it.
     Raises: CompileError with every provider's reason if none does.
     """
     candidates = lowerings_of(call.op.name)
@@ -99,6 +112,8 @@ def choose(call: Call, target: Target, priority: Mapping[str, Sequence[str]]) ->
     refused: list[str] = []
     for lowering in candidates:
         reason = lowering.supports(call, target)
+        if reason is None and pages is not None and lowering.pages != pages:
+            reason = "another op of the model cannot read its pages"
         if reason is None:
             return Choice(lowering, tuple(refused))
         refused.append(f"{_label(lowering)}: {reason}")

@@ -35,7 +35,7 @@ class RmsNorm(Op):
     def check(self, call: Call) -> None:
         weight = call.type_of("weight")
         self.expect(is_static(weight.shape[0]), f"D must be static, got weight {weight}")
-        self.expect(call.attrs["eps"] > 0, f"eps must be positive, got {call.attrs['eps']}")
+        self.expect(float(call.attrs["eps"]) > 0, f"eps must be positive, got {call.attrs['eps']}")
 
     def result_types(self, call: Call) -> tuple[TensorType, ...]:
         x = call.type_of("x")
@@ -61,7 +61,7 @@ def _emit(call: Call, symbol: str) -> str:
 {call.signature(symbol)} {{
   %c0 = arith.constant 0 : index
   %zero = arith.constant 0.0 : f32
-  %eps = arith.constant {literal(call.attrs["eps"])} : f32
+  %eps = arith.constant {literal(float(call.attrs["eps"]))} : f32
   %d = arith.constant {literal(d)} : f32
   %rows = tensor.dim %x, %c0 : {x}
   %empty = tensor.empty({dyn}) : {sums}

@@ -26,7 +26,7 @@ _TO_NAME = {
     torch.int64: "i64",
 }
 TORCH_DTYPES = {name: dtype for dtype, name in _TO_NAME.items()}
-_SCHEMA_KINDS = {int: "int", float: "float", bool: "bool"}
+_SCHEMA_KINDS = {int: "int", float: "float", bool: "bool", str: "str"}
 
 
 @functools.cache
@@ -38,6 +38,8 @@ def register_all() -> torch.library.Library:
     library = torch.library.Library("llm", "DEF")
     for name in op_names():
         op = get_op(name)
+        if not op.from_torch:
+            continue
         library.define(_schema(op))
         library.impl(name, _eager(op), "CompositeExplicitAutograd")
         torch.library.register_fake(f"llm::{name}", _fake(op), lib=library)

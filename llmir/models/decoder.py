@@ -133,8 +133,8 @@ class DecoderLayer(nn.Module):
         self.mlp = Mlp(spec, layer, form_of)
 
     def forward(self, x_TD: Tensor, batch: Batch, rope_table: Tensor, kv: Tensor) -> Tensor:
-        x_TD = x_TD + self.self_attn(self.input_layernorm(x_TD), batch, rope_table, kv)
-        return x_TD + self.mlp(self.post_attention_layernorm(x_TD))
+        x_TD = ops.add(x_TD, self.self_attn(self.input_layernorm(x_TD), batch, rope_table, kv))
+        return ops.add(x_TD, self.mlp(self.post_attention_layernorm(x_TD)))
 
 
 class DecoderBody(nn.Module):

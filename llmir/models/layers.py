@@ -23,10 +23,16 @@ ops = torch.ops.llm
 
 @dataclass(frozen=True, slots=True)
 class MatrixForm:
-    """How the artifact stores one matrix: a float dtype, or a QuantLayout."""
+    """How the artifact stores one matrix, a float dtype or a QuantLayout, and is to read it.
+
+    format:       name of the format that the planes come from; "" if none
+    activations:  how a product with it rounds its input, see dialect_ext.activations
+    """
 
     dtype: str | None = None
     layout: QuantLayout | None = None
+    format: str = ""
+    activations: str = "f32"
 
 
 def parameter(shape: tuple[int, ...], dtype: str = "f32") -> nn.Parameter:
@@ -45,6 +51,7 @@ class Matrix(nn.Module):
     def __init__(self, num_rows: int, num_cols: int, form: MatrixForm, bias: bool = False) -> None:
         super().__init__()
         self.layout = form.layout
+        self.form = form
         if form.layout is None:
             assert form.dtype is not None
             self.weight = parameter((num_rows, num_cols), form.dtype)
@@ -59,7 +66,7 @@ class Matrix(nn.Module):
         """x f32[T, K] → x Wᵀ + bias, f32[T, N]."""
         lay = self.layout
         if lay is None:
-            return ops.linear(x_TK, self.weight, self.bias)
+            return ops.linear(x_TK, self.weight, self.bias, self.form.activations)
         return ops.quantized_matmul(
             x_TK,
             self.quants,
@@ -69,6 +76,8 @@ class Matrix(nn.Module):
             lay.bits,
             lay.group_size,
             lay.zero_point,
+            self.form.format,
+            self.form.activations,
         )
 
     def rows(self, ids_T: Tensor) -> Tensor:
@@ -77,7 +86,14 @@ class Matrix(nn.Module):
         if lay is None:
             return ops.embedding(ids_T, self.weight)
         return ops.quantized_embedding(
-            ids_T, self.quants, self.scales, self.mins, lay.bits, lay.group_size, lay.zero_point
+            ids_T,
+            self.quants,
+            self.scales,
+            self.mins,
+            lay.bits,
+            lay.group_size,
+            lay.zero_point,
+            self.form.format,
         )
 
 

@@ -19,9 +19,13 @@ from llmir.errors import OptionError, UnknownNameError
 _PASSES = {
     "raise-torch-llm": "raise_torch_llm:RaiseTorchLlm",
     "torch-to-iree": "torch_to_iree:TorchToIree",
+    "add-greedy-entry": "add_greedy_entry:AddGreedyEntry",
     "cse-llm": "cse_llm:CseLlm",
     "dce-llm": "dce_llm:DceLlm",
+    "pack-weights": "pack_weights:PackWeights",
     "select-providers": "select_providers:SelectProviders",
+    "fuse-matmul": "fuse_matmul:FuseMatmul",
+    "fuse-rope-append": "fuse_rope_append:FuseRopeAppend",
     "lower-llm": "lower_llm:LowerLlm",
 }
 

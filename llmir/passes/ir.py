@@ -6,7 +6,8 @@ verifies, removes nor merges it, so the passes here do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from iree.compiler import ir, passmanager
 
@@ -80,6 +81,19 @@ def call_of(operation: ir.Operation) -> Call:
     return call
 
 
+def operands_of(operation: ir.Operation) -> dict[str, ir.Value | None]:
+    """The operands of a verified llm op by name; None where an optional one is absent."""
+    op = get_op(operation.name.removeprefix("llm."))
+    values = iter(operation.operands)
+    if not op.has_optional:
+        return dict(zip((o.name for o in op.operands), values, strict=True))
+    sizes = ir.DenseI32ArrayAttr(operation.attributes[_SEGMENTS])
+    return {
+        spec.name: next(values) if present else None
+        for spec, present in zip(op.operands, sizes, strict=True)
+    }
+
+
 def _operand_types(op: Op, operation: ir.Operation) -> list[TensorType | None]:
     found = list(operation.operands)
     if not op.has_optional:
@@ -114,7 +128,11 @@ def _attr_value(op: Op, name: str, attribute: ir.Attribute) -> AttrValue:
         return int(attribute.value)
     if isinstance(attribute, ir.FloatAttr):
         return float(attribute.value)
-    raise VerifyError(f"llm.{op.name}: attribute {name!r} is {attribute}, not a number or bool")
+    if isinstance(attribute, ir.StringAttr):
+        return str(attribute.value)
+    raise VerifyError(
+        f"llm.{op.name}: attribute {name!r} is {attribute}, not a number, bool or string"
+    )
 
 
 def create_llm_op(
@@ -126,7 +144,7 @@ def create_llm_op(
         for spec, v in zip(op.operands, operands, strict=True)
     ]
     call = op.verify(types, attrs)
-    mlir_attrs = {a.name: _mlir_attr(a, attrs[a.name]) for a in op.attributes}
+    mlir_attrs = {a.name: _mlir_attr(a, call.attrs[a.name]) for a in op.attributes}
     if op.has_optional:
         mlir_attrs[_SEGMENTS] = ir.DenseI32ArrayAttr.get([int(v is not None) for v in operands])
     return ir.Operation.create(
@@ -142,7 +160,101 @@ def _mlir_attr(spec: Attribute, value: AttrValue) -> ir.Attribute:
         return ir.BoolAttr.get(bool(value))
     if spec.kind is int:
         return ir.IntegerAttr.get(ir.IntegerType.get_signless(64), int(value))
+    if spec.kind is str:
+        return ir.StringAttr.get(str(value))
     return ir.FloatAttr.get(ir.F64Type.get(), float(value))
+
+
+@dataclass(frozen=True, slots=True)
+class Matched:
+    """An llm op that a fusion looks at: its operands by name, and its attributes."""
+
+    operation: ir.Operation
+    values: dict[str, ir.Value | None]
+    attrs: dict[str, AttrValue]
+
+    @classmethod
+    def of(cls, operation: ir.Operation) -> Matched:
+        return cls(operation, operands_of(operation), dict(call_of(operation).attrs))
+
+    @classmethod
+    def of_value(cls, value: ir.Value | None, op_name: str) -> Matched | None:
+        """The op that makes `value`, if it is an llm op of that name."""
+        operation = None if value is None else defining_op(value)
+        if operation is None or operation.name != f"llm.{op_name}":
+            return None
+        return cls.of(operation)
+
+
+def defining_op(value: ir.Value) -> ir.Operation | None:
+    """The operation that makes a value; None of a block's argument."""
+    return None if isinstance(value, ir.BlockArgument) else value.owner.operation
+
+
+def has_one_use(value: ir.Value | None) -> bool:
+    """Whether exactly one operand of the module is `value`."""
+    return value is not None and sum(1 for _ in value.uses) == 1
+
+
+_RESHAPES = ("tensor.expand_shape", "tensor.collapse_shape", "tensor.cast")
+
+
+def through_reshapes(value: ir.Value | None) -> ir.Value | None:
+    """What `value` was before it was only seen in other shapes."""
+    while value is not None:
+        operation = defining_op(value)
+        if operation is None or operation.name not in _RESHAPES:
+            return value
+        value = operation.operands[0]
+    return value
+
+
+def erase_dead(value: ir.Value | None) -> None:
+    """Erase what makes `value`, if nobody uses it: reshapes and pure llm ops, and so upwards."""
+    maker = None if value is None else defining_op(value)
+    # Each stands here once: an operation may be reached by two ways, and is erased by one.
+    waiting = [] if maker is None else [maker]
+    while waiting:
+        operation = waiting.pop()
+        if not _is_dead(operation):
+            continue
+        makers = [m for m in map(defining_op, operation.operands) if m is not None]
+        operation.erase()
+        waiting += [m for m in dict.fromkeys(makers) if m not in waiting]
+
+
+def _is_dead(operation: ir.Operation) -> bool:
+    if any(True for result in operation.results for _ in result.uses):
+        return False
+    if operation.name.startswith("llm."):
+        return call_of(operation).op.pure
+    return operation.name in (*_RESHAPES, "tensor.dim")
+
+
+def create_like(
+    matched: Matched,
+    values: Mapping[str, ir.Value | None],
+    attrs: Mapping[str, AttrValue],
+    *,
+    at: ir.Operation | None = None,
+    replace: bool = True,
+) -> ir.Operation:
+    """An op like `matched`, its provider too, with other operands or attributes, before `at`.
+
+    replace: put it in the place of `matched`, which is erased.
+    """
+    old = matched.operation
+    op = get_op(old.name.removeprefix("llm."))
+    with ir.InsertionPoint(at or old):
+        made = create_llm_op(op, [values[o.name] for o in op.operands], dict(attrs))
+    for name in ("llm.provider", "llm.variant", "llm.refused"):
+        if name in old.attributes:
+            made.attributes[name] = old.attributes[name]
+    if replace:
+        for before, after in zip(old.results, made.results, strict=True):
+            before.replace_all_uses_with(after)
+        old.erase()
+    return made
 
 
 def run_mlir_pipeline(module: ir.Module, pipeline: str) -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from llmir.errors import OptionError
 
-TO_LLM_IR = ("raise-torch-llm", "torch-to-iree", "cse-llm", "dce-llm")
-"""From what iree-turbine imports to llm IR; select-providers and lower-llm follow per target."""
+TO_LLM_IR = ("raise-torch-llm", "torch-to-iree", "cse-llm", "dce-llm", "add-greedy-entry")
+"""From what iree-turbine imports to llm IR; the rest is per target."""
+
+FOR_TARGET = ("pack-weights", "fuse-matmul", "fuse-rope-append", "dce-llm")
+"""Between select-providers, which needs the target, and lower-llm."""
 
 
 def split_pipeline(text: str) -> tuple[str, ...]:

@@ -73,4 +73,6 @@ def _constant(value: ir.Value, op: Op, name: str) -> AttrValue:
     attribute = owner.attributes["value"]
     if isinstance(attribute, ir.FloatAttr):
         return float(attribute.value)
+    if isinstance(attribute, ir.StringAttr):
+        return str(attribute.value)
     return int(ir.IntegerAttr(attribute).value)

@@ -1,5 +1,8 @@
 """select-providers: note on every llm op which lowering it gets for a target.
 
+Lowerings that order the elements of a KV page in their own way are chosen for all ops on
+pages, or for none.
+
 The choice stands in the IR as `llm.provider` and `llm.variant`, and what was
 refused before it, with the reasons, as `llm.refused`: lower-llm reads the
 first two, `inspect` shows all three.
@@ -29,9 +32,17 @@ class SelectProviders(Pass):
 
     def run(self, module: ir.Module) -> None:
         target = resolve(self.target)
+        calls = [(operation, call_of(operation)) for operation in llm_ops(module)]
+        choices = [choose(call, target, self.priority) for _, call in calls]
+        orders = {c.lowering.pages for c in choices if c.lowering.pages != "rows"}
+        on_pages = [any(o.name == "kv" for o in call.op.operands) for _, call in calls]
+        if orders and any(
+            there and choice.lowering.pages == "rows"
+            for there, choice in zip(on_pages, choices, strict=True)
+        ):
+            choices = [choose(call, target, self.priority, pages="rows") for _, call in calls]
         with module.context:
-            for operation in llm_ops(module):
-                choice = choose(call_of(operation), target, self.priority)
+            for (operation, _), choice in zip(calls, choices, strict=True):
                 noted = {
                     "llm.provider": choice.lowering.provider,
                     "llm.variant": choice.lowering.variant,

@@ -36,7 +36,7 @@ def test_compile_and_find_again(
     assert (first["cached"], second["cached"]) == (False, True)
     assert first["cache_key"] == second["cache_key"]
     assert "tracing the model" in first["stage_seconds"]
-    assert set(first["bytes"]) >= {"model.cpu-host.vmfb", "weights.portable.irpa"}
+    assert set(first["bytes"]) >= {"model.cpu-host.vmfb", "weights.packed.irpa"}
     manifest = artifacts.load(output).manifest
     assert (manifest.kv.dtype, manifest.kv.page_size) == ("bf16", 8)
     assert (manifest.limits.max_model_len, manifest.limits.max_num_batched_tokens) == (96, 32)

@@ -51,11 +51,14 @@ def test_the_logits_are_the_engines(
         assert document["num_tokens"] == len(document["token_ids"])
 
 
-def test_what_is_written(llmir: Llmir, tiny_artifact: Path, tmp_path: Path) -> None:
-    out = llmir.ok("export-inputs", tiny_artifact, "--prompt", "in the inn", "-o", tmp_path / "a/b")
+def test_what_is_written(
+    llmir: Llmir, tiny_checkpoint: Callable[..., Path], tmp_path: Path
+) -> None:
+    artifact = package.compile(tiny_checkpoint("llama"), kv_dtype="f32").path
+    out = llmir.ok("export-inputs", artifact, "--prompt", "in the inn", "-o", tmp_path / "a/b")
     assert out.startswith("wrote the step of ")
     directory = tmp_path / "a" / "b"
-    arguments = package.load(tiny_artifact).manifest.arguments
+    arguments = package.load(artifact).manifest.arguments
     assert {p.name for p in directory.iterdir()} == {
         *(f"{a.name}.npy" for a in arguments),
         "run.sh",

@@ -9,6 +9,7 @@ from pathlib import Path
 from cli.helpers import Llmir
 
 from llmir import artifact as artifacts
+from llmir.cpu_levels import host_level
 from llmir.targets import ALIASES, TARGETS
 
 
@@ -17,17 +18,17 @@ def test_inspect_for_programs(llmir: Llmir, tiny_artifact: Path) -> None:
     manifest = artifacts.load(tiny_artifact).manifest
     assert document["artifact"] == str(tiny_artifact)
     assert document["damage"] == []
-    # 3 layers × K and V × 2 heads × 16 wide × 4 bytes
-    assert document["kv_bytes_per_token"] == 3 * 2 * 2 * 16 * 4
+    # 3 layers × K and V × 2 heads × 16 wide × 2 bytes
+    assert document["kv_bytes_per_token"] == 3 * 2 * 2 * 16 * 2
     assert document["limits"]["max_model_len"] == 256
-    assert document["weights"]["weights.portable.irpa"]["targets"] == ["cpu:host"]
+    assert document["weights"]["weights.packed.irpa"]["targets"] == ["cpu:host"]
     assert document["tools"]["torch"].startswith("2.")
     (module,) = document["modules"]
     assert module["cannot_run_here"] == []
     assert "--iree-hal-target-device=local" in module["flags"]
     ops = {use["op"]: use for use in module["providers"]}
     assert ops["paged_attention"]["count"] == 3
-    assert ops["paged_attention"]["provider"] == "portable"
+    assert ops["paged_attention"]["provider"] == "cpu_c"
     assert sum(form["count"] for form in document["tensor_forms"]) == len(manifest.tensors)
     assert "tensors" not in document
     with_tensors = json.loads(llmir.ok("inspect", tiny_artifact, "--json", "--tensors"))
@@ -39,7 +40,7 @@ def test_inspect_for_people(llmir: Llmir, demo_artifact: Path) -> None:
     for part in (
         "(llama), from SmolLM2-135M-Instruct.Q4_1.gguf",
         "30 layers, hidden 576, 9 heads of 64, 3 KV heads, vocabulary 49152",
-        "45.0 KiB per token",
+        "22.5 KiB per token",
         "8192 tokens a sequence",
         "checksums  all files match",
         "q4_1 → int4 g32 mins",
@@ -85,8 +86,13 @@ def test_targets_for_programs(llmir: Llmir) -> None:
 
 def test_targets_for_people(llmir: Llmir) -> None:
     lines = llmir.ok("targets").splitlines()
-    assert lines[0].split() == ["target", "also", "called", "compiles", "runs", "here"]
-    assert lines[1].split() == ["cpu:host", "cpu", "yes", "local-task"]
+    assert lines[0].split() == [
+        *("target", "also", "called", "compiles", "kernels", "runs", "here")
+    ]
+    level = host_level()
+    assert lines[1].split() == [
+        *("cpu:host", "cpu", "yes", level.name if level else "none", "local-task")
+    ]
 
 
 def test_targets_where_the_compile_tools_are_others(llmir: Llmir, monkeypatch: object) -> None:

@@ -38,6 +38,7 @@ OPTIONS = {
         "--max-model-len",
         "--max-num-batched-tokens",
         "--max-num-seqs",
+        "--activations",
         "--op-priority",
         "--op-priority-file",
         "--print-ir-after",

@@ -63,7 +63,7 @@ def test_list(llmir: Llmir) -> None:
 
 def test_errors(llmir: Llmir, file: Path) -> None:
     code, text = llmir.error("opt", "-p", "cse", file)
-    assert (code, text[:31]) == (2, "unknown pass 'cse'; known: cse-l"[:31])
+    assert (code, text[:31]) == (2, "unknown pass 'cse'; known: add-g"[:31])
     code, text = llmir.error("opt", "-p", "cse-llm{deep=1}", file)
     assert (code, "has no option 'deep'" in text) == (2, True)
     file.write_text(MODULE.replace("%w) {eps", "%w) {epsilon", 1))

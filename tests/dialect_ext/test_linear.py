@@ -100,11 +100,27 @@ def test_rows_are_bit_equal_in_any_batch(dtype: str, variant: str, tmp_path: Pat
 
 def test_which_variant_a_call_gets() -> None:
     call = call_of(8, 64, "bf16")
-    assert choose(call, resolve("cpu"), {}).lowering.variant == "tiled"
+    assert choose(call, resolve("cpu"), {}).lowering.provider == "cpu_c"
+    portable = {"linear": ["portable"]}
+    assert choose(call, resolve("cpu"), portable).lowering.variant == "tiled"
     assert choose(call, resolve("vulkan"), {}).lowering.variant == "scalar"
     odd = choose(call_of(8, 33, "f32"), resolve("cpu"), {})
     assert odd.lowering.variant == "scalar"
-    assert odd.refused == ("portable/tiled: K = 33 is not a multiple of 4",)
+    assert odd.refused == (
+        "cpu_c: K = 33 is not a multiple of 32",
+        "portable/tiled: K = 33 is not a multiple of 4",
+    )
+
+
+def test_activations_that_may_be_rounded_get_the_kernels() -> None:
+    def chosen(dtype: str, activations: str) -> str:
+        call = OP.verify(call_of(8, 64, dtype).operands, {"activations": activations})
+        return choose(call, resolve("cpu"), {}).lowering.provider
+
+    for dtype in ("bf16", "f16", "f32"):
+        assert {chosen(dtype, a) for a in ("bf16", "bf16+", "int8+", "f32")} == {"cpu_c"}
+        with pytest.raises(CompileError, match="activations are .*, not int16"):
+            chosen(dtype, "int16")
 
 
 def test_columns_that_no_vector_divides(tmp_path: Path) -> None:

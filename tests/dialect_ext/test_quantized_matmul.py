@@ -16,7 +16,7 @@ from llmir.dialect_ext.base import Call
 from llmir.dialect_ext.quantized_matmul import QuantizedMatmul
 from llmir.dialect_ext.registry import choose
 from llmir.dialect_ext.types import TensorType
-from llmir.errors import VerifyError
+from llmir.errors import CompileError, VerifyError
 from llmir.formats.base import GroupQuantized, QuantLayout
 from llmir.targets import resolve
 
@@ -150,10 +150,29 @@ def test_the_weight_is_never_widened_in_memory(variant: str) -> None:
 
 def test_cpus_get_tiles_and_others_the_scalar_form() -> None:
     call = call_of(weight("q4_1"))
-    assert choose(call, resolve("cpu"), {}).lowering.variant == "tiled"
+    assert choose(call, resolve("cpu"), {}).lowering.provider == "cpu_c"
+    portable = {"quantized_matmul": ["portable"]}
+    assert choose(call, resolve("cpu"), portable).lowering.variant == "tiled"
     choice = choose(call, resolve("vulkan"), {})
     assert choice.lowering.variant == "scalar"
-    assert "for CPUs" in choice.refused[0]
+    assert [r.partition(":")[0] for r in choice.refused] == ["cpu_c", "portable/tiled"]
+    assert all("for CPUs" in r for r in choice.refused)
+
+
+def test_activations_that_are_rounded_get_the_kernels() -> None:
+    def chosen(format_name: str, activations: str, target: str = "cpu") -> tuple[str, str]:
+        w = weight(format_name if format_name in LAYOUTS else "q4_1")
+        names = {"format": format_name, "activations": activations}
+        call = OP.verify(call_of(w).operands, attrs(w) | names)
+        lowering = choose(call, resolve(target), {}).lowering
+        return lowering.provider, lowering.variant
+
+    for activations in ("int8", "int8+", "int16", "int16+", "bf16", "f32"):
+        assert chosen("q4_1", activations) == ("cpu_c", "")
+    assert chosen("q2_k", "int8+") == ("portable", "tiled")
+    assert chosen("q4_1", "int8+", "vulkan") == ("portable", "scalar")
+    with pytest.raises(CompileError, match="activations are float32 here, not int8"):
+        chosen("q2_k", "int8")
 
 
 def test_groups_that_no_vector_divides_get_the_scalar_form(tmp_path: Path) -> None:
@@ -162,7 +181,10 @@ def test_groups_that_no_vector_divides_get_the_scalar_form(tmp_path: Path) -> No
     w = GroupQuantized(layout=layout, quants=quants, scales=np.ones((4, 2), np.float32), mins=None)
     choice = choose(call_of(w), resolve("cpu"), {})
     assert choice.lowering.variant == "scalar"
-    assert choice.refused == ("portable/tiled: a group's 3 bytes are not a multiple of 4",)
+    assert choice.refused == (
+        "cpu_c: no packed layout for planes of no named format",
+        "portable/tiled: a group's 3 bytes are not a multiple of 4",
+    )
     x = activations(2, 12)
     y = compiled(call_of(w), "scalar", tmp_path)(x, w.quants, w.scales)
     np.testing.assert_allclose(y, x @ w.dequantize().T, rtol=1e-5, atol=1e-4)
@@ -196,6 +218,10 @@ X, QUANTS, SCALES = "tensor<?x64xf32>", "tensor<8x2x16xi8>", "tensor<8x2xf32>"
         ({"bias": "tensor<8x1xf32>"}, "operand 'bias' must be [N], got tensor<8x1xf32>"),
         ({"scales": None}, "operand 'scales' [N, G] is missing"),
         ({"bits": 5}, "bits must be 4 or 8, got 5"),
+        (
+            {"activations": "int4"},
+            "activations must be int8, bf16, int12, int16, f32, or one with a plus; got 'int4'",
+        ),
         (
             {"group_size": 33},
             "group_size must be positive and fill whole bytes at 4 bits, got 33",

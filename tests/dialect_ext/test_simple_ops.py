@@ -47,7 +47,7 @@ def run(
         for t in types
     ]
     call = op.verify(types, attrs)
-    lowering = choose(call, resolve(target), {}).lowering
+    lowering = choose(call, resolve(target), {op.name: ["portable"]}).lowering
     compile_text(module(op, types, attrs, lowering.variant), target, path / "op.vmfb")
     return run_with_tool(path / "op.vmfb", TARGETS[target], present)
 

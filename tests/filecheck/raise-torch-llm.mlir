@@ -18,16 +18,18 @@ func.func @norm(%x: !torch.vtensor<[?,64],f32>, %w: !torch.vtensor<[64],f32>) ->
 }
 
 // CHECK-LABEL: func.func @linear_without_bias
-// CHECK: "llm.linear"(%{{.*}}, %{{.*}}) {operandSegmentSizes = array<i32: 1, 1, 0>}
+// CHECK: "llm.linear"(%{{.*}}, %{{.*}}) {activations = "bf16+", operandSegmentSizes = array<i32: 1, 1, 0>}
 // CHECK-SAME: (tensor<?x64xf32>, tensor<32x64xbf16>) -> tensor<?x32xf32>
 func.func @linear_without_bias(%x: !torch.vtensor<[?,64],f32>, %w: !torch.vtensor<[32,64],bf16>) -> !torch.vtensor<[?,32],f32> {
   %none = torch.constant.none
-  %y = torch.operator "torch.llm.linear"(%x, %w, %none) : (!torch.vtensor<[?,64],f32>, !torch.vtensor<[32,64],bf16>, !torch.none) -> !torch.vtensor<[?,32],f32>
+  %activations = torch.constant.str "bf16+"
+  %y = torch.operator "torch.llm.linear"(%x, %w, %none, %activations) : (!torch.vtensor<[?,64],f32>, !torch.vtensor<[32,64],bf16>, !torch.none, !torch.str) -> !torch.vtensor<[?,32],f32>
   return %y : !torch.vtensor<[?,32],f32>
 }
 
 // CHECK-LABEL: func.func @quantised
-// CHECK: "llm.quantized_matmul"({{.*}}) {bits = 4 : i64, group_size = 32 : i64,
+// CHECK: "llm.quantized_matmul"({{.*}}) {activations = "int8+", bits = 4 : i64,
+// CHECK-SAME: format = "q4_1", group_size = 32 : i64,
 // CHECK-SAME: operandSegmentSizes = array<i32: 1, 1, 1, 1, 0>, zero_point = 0 : i64}
 // CHECK-SAME: tensor<8x2x16xi8>
 func.func @quantised(%x: !torch.vtensor<[?,64],f32>, %q: !torch.vtensor<[8,2,16],si8>, %s: !torch.vtensor<[8,2],f32>) -> !torch.vtensor<[?,8],f32> {
@@ -35,7 +37,9 @@ func.func @quantised(%x: !torch.vtensor<[?,64],f32>, %q: !torch.vtensor<[8,2,16]
   %bits = torch.constant.int 4
   %g = torch.constant.int 32
   %zp = torch.constant.int 0
-  %y = torch.operator "torch.llm.quantized_matmul"(%x, %q, %s, %s, %none, %bits, %g, %zp) : (!torch.vtensor<[?,64],f32>, !torch.vtensor<[8,2,16],si8>, !torch.vtensor<[8,2],f32>, !torch.vtensor<[8,2],f32>, !torch.none, !torch.int, !torch.int, !torch.int) -> !torch.vtensor<[?,8],f32>
+  %format = torch.constant.str "q4_1"
+  %activations = torch.constant.str "int8+"
+  %y = torch.operator "torch.llm.quantized_matmul"(%x, %q, %s, %s, %none, %bits, %g, %zp, %format, %activations) : (!torch.vtensor<[?,64],f32>, !torch.vtensor<[8,2,16],si8>, !torch.vtensor<[8,2],f32>, !torch.vtensor<[8,2],f32>, !torch.none, !torch.int, !torch.int, !torch.int, !torch.str, !torch.str) -> !torch.vtensor<[?,8],f32>
   return %y : !torch.vtensor<[?,8],f32>
 }
 

@@ -20,6 +20,10 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 
+# Options with which an artifact rounds nothing that its weights file does not: what it then
+# computes is the reference's, but for the order of sums.
+EXACT = {"activations": "f32", "kv_dtype": "f32"}
+
 # GGUF name → Hugging Face name, of one layer and of the whole model
 _LAYER = {
     "attn_norm": "input_layernorm",

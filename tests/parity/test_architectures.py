@@ -47,7 +47,8 @@ def difference(
     checkpoint: Path, expected: np.ndarray, token_ids: list[int] = TOKEN_IDS, **options: Any
 ) -> float:
     """Largest difference between llmir's logits and `expected`."""
-    return float(np.abs(llmir.LLM(checkpoint, **options).logits(token_ids) - expected).max())
+    llm = llmir.LLM(checkpoint, **reference.EXACT, **options)
+    return float(np.abs(llm.logits(token_ids) - expected).max())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -80,7 +81,7 @@ def test_sizes_that_no_vector_divides(tiny_checkpoint: Make) -> None:
 def test_half_precision_checkpoints(kind: str, dtype: str, tiny_checkpoint: Make) -> None:
     """The weights stay as they are; everything computed is float32, as in the reference."""
     checkpoint = tiny_checkpoint(kind, dtype=getattr(torch, dtype))
-    artifact = llmir.compile(checkpoint)
+    artifact = llmir.compile(checkpoint, **reference.EXACT)
     stored = {t.stored_as for t in artifact.manifest.tensors if len(t.shape) == 2}
     assert stored == {{"bfloat16": "bf16", "float16": "f16"}[dtype]}
     expected = reference.logits(reference.from_checkpoint(checkpoint), TOKEN_IDS)

@@ -27,7 +27,9 @@ def test_logits_and_greedy_tokens(
     demo_gguf: Path, demo_artifact: Path, demo_reference: Any
 ) -> None:
     """One test, because the f32 artifact and the 20 answers take half a minute to make."""
-    widened = llmir.LLM(llmir.compile(demo_gguf, output=F32_ARTIFACT, weights="f32"))
+    widened = llmir.LLM(
+        llmir.compile(demo_gguf, output=F32_ARTIFACT, weights="f32", **reference.EXACT)
+    )
     answers = demo.answers(widened, demo_reference)
     differences = [np.abs(a.rows_of(widened) - a.expected).max() for a in answers]
     assert max(differences) <= 5e-3

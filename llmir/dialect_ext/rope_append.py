@@ -1,0 +1,172 @@
+"""llm.rope_append: the heads of a token turned by RoPE, its keys and values put in their page.
+
+    q', k' = rope(norm(head));  v' = v        norm: RMSNorm over the head, where there is one
+    y = q';   kv' = append_kv(kv, k', v', slots)
+
+Shape legend: T tokens, Hq query heads, H KV heads, D head dim, C positions in the table,
+N pages, ps tokens a page; X = (Hq + 2 H) D, a token's heads of q, k and v.
+
+The pass fuse-rope-append makes it of llm.rope and llm.append_kv (and llm.rms_norm).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmir.dialect_ext.append_kv import AppendKv
+from llmir.dialect_ext.base import Array, Attribute, Call, Lowering, Op, Operand
+from llmir.dialect_ext.c_kernels import PROVIDER, CKernel, Count, Id, flags, workgroups
+from llmir.dialect_ext.c_pages import PAGES, pages_supports
+from llmir.dialect_ext.rope import Rope
+from llmir.dialect_ext.types import TensorType, is_static
+
+_HAS_Q_NORM, _HAS_K_NORM = 1, 2
+_TOKENS_OF_WORKGROUP = 16
+
+
+class RopeAppend(Op):
+    """qkv f32[T, X], positions i32[T], table f32[C, D], slots i32[T], kv[N, 2, H, ps, D],
+    q_norm f32[D]?, k_norm f32[D]? → f32[T, Hq, D], kv.
+    """
+
+    name = "rope_append"
+    pure = False
+    from_torch = False
+    num_results = 2
+    operands = (
+        Operand(name="qkv", dims=("T", "X"), dtypes=("f32",)),
+        Operand(name="positions", dims=("T",), dtypes=("i32",)),
+        Operand(name="table", dims=("C", "D"), dtypes=("f32",)),
+        Operand(name="slots", dims=("T",), dtypes=("i32",)),
+        Operand(name="kv", dims=("N", 2, "H", "ps", "D"), dtypes=("f32", "f16", "bf16")),
+        Operand(name="q_norm", dims=("D",), dtypes=("f32",), optional=True),
+        Operand(name="k_norm", dims=("D",), dtypes=("f32",), optional=True),
+    )
+    attributes = (Attribute(name="eps", kind=float, default=0.0),)
+
+    def check(self, call: Call) -> None:
+        qkv, kv = call.type_of("qkv"), call.type_of("kv")
+        self.expect(
+            all(map(is_static, (*kv.shape[1:], qkv.shape[1]))),
+            f"X of qkv and H, ps and D of kv must be static, got {qkv} and {kv}",
+        )
+        heads, rest = divmod(qkv.shape[1], kv.shape[4])
+        self.expect(
+            rest == 0 and heads > 2 * kv.shape[2],
+            f"a row of qkv must be (Hq + 2 H) heads of {kv.shape[4]} with H = {kv.shape[2]}, "
+            f"got {qkv}",
+        )
+
+    def result_types(self, call: Call) -> tuple[TensorType, ...]:
+        qkv, kv = call.type_of("qkv"), call.type_of("kv")
+        q_heads = qkv.shape[1] // kv.shape[4] - 2 * kv.shape[2]
+        return (TensorType((qkv.shape[0], q_heads, kv.shape[4]), "f32"), kv)
+
+    def reference(
+        self,
+        qkv: Array,
+        positions: Array,
+        table: Array,
+        slots: Array,
+        kv: Array,
+        q_norm: Array | None,
+        k_norm: Array | None,
+        *,
+        eps: float,
+    ) -> tuple[Array, Array]:
+        kv_heads, dim = kv.shape[2], kv.shape[4]
+        heads = qkv.reshape(len(qkv), qkv.shape[1] // dim, dim)
+        q, k, v = np.split(heads, [heads.shape[1] - 2 * kv_heads, heads.shape[1] - kv_heads], 1)
+
+        def normed(x: Array, weight: Array | None) -> Array:
+            if weight is None:
+                return x
+            mean = np.mean(x.astype(np.float64) ** 2, axis=-1, keepdims=True)
+            return (x / np.sqrt(mean + eps) * weight).astype(np.float32)
+
+        q, k = (
+            Rope().reference(normed(x, w), positions, table) for x, w in ((q, q_norm), (k, k_norm))
+        )
+        return q, AppendKv().reference(kv, k, v, slots)
+
+    @property
+    def lowerings(self) -> tuple[Lowering, ...]:
+        return (
+            Lowering(
+                provider=PROVIDER, supports=pages_supports, emit=_emit, flags=flags, pages=PAGES
+            ),
+        )
+
+
+def _emit(call: Call, symbol: str) -> str:
+    """See plugins/cpu/rows.c."""
+    qkv, kv, table = (call.type_of(n) for n in ("qkv", "kv", "table"))
+    y_static = call.results[0]
+    _, _, heads, page_size, dim = kv.shape
+    q_heads = y_static.shape[1]
+    any_qkv = TensorType((None, qkv.shape[1]), "f32")
+    any_kv = TensorType((None, *kv.shape[1:]), kv.dtype)
+    y = TensorType((None, q_heads, dim), "f32")
+    index = TensorType((None,), "i32")
+    has_q, has_k = (call.operand(n) is not None for n in ("q_norm", "k_norm"))
+    types = {
+        "qkv": any_qkv,
+        "positions": index,
+        "table": table,
+        "slots": index,
+        "kv": any_kv,
+        **{n: call.type_of(n) for n, there in (("q_norm", has_q), ("k_norm", has_k)) if there},
+    }
+    grid = f"""    %share_tokens = arith.constant {_TOKENS_OF_WORKGROUP} : index
+    %shares = arith.ceildivui %T, %share_tokens : index
+"""
+    kernel = CKernel(
+        symbol=symbol,
+        function=f"llmir_rope_append_{kv.dtype}",
+        reads=tuple(types.items()),
+        writes=(("y", y),),
+        tied="kv",
+        sizes=("T",),
+        arguments=(
+            "qkv",
+            "q_norm" if has_q else "qkv",
+            "k_norm" if has_k else "qkv",
+            "positions",
+            "table",
+            "slots",
+            "kv",
+            "y",
+            "T",
+            q_heads,
+            heads,
+            page_size,
+            dim,
+            _HAS_Q_NORM * has_q + _HAS_K_NORM * has_k,
+            float(call.attrs["eps"]),
+            Id(0),
+            Count(0),
+        ),
+        grid=grid + workgroups("%shares"),
+    )
+    operands = {name: f"%{name}" for name in types}
+    casts = []
+    for name in ("qkv", "positions", "slots", "kv"):
+        casts.append(f"  %{name}_any = tensor.cast %{name} : {call.type_of(name)} to {types[name]}")
+        operands[name] = f"%{name}_any"
+    tokens = {name: ["%T"] for name in ("qkv", "positions", "slots", "y")}
+    dispatch = kernel.dispatch(
+        operands, {**tokens, "kv": ["%N"]}, {"y": "%y_any", "kv": "%kv_written"}
+    )
+    casted = "\n".join(casts)
+    return f"""{kernel.executable()}
+{call.signature(symbol)} {{
+{casted}
+  %zero = arith.constant 0 : index
+  %T = tensor.dim %qkv_any, %zero : {any_qkv}
+  %N = tensor.dim %kv_any, %zero : {any_kv}
+  {dispatch}
+  %y = tensor.cast %y_any : {y} to {y_static}
+  %kv_out = tensor.cast %kv_written : {any_kv} to {kv}
+  return %y, %kv_out : {y_static}, {kv}
+}}
+"""

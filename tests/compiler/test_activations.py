@@ -1,0 +1,71 @@
+"""The option `activations`: what it resolves to, and what is no value of it."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from llmir.compiler.activations import AUTO, ROLES, parse_activations, role_of
+from llmir.dialect_ext.activations import PRECISIONS, allowed, is_known
+from llmir.errors import OptionError
+
+
+def test_auto_gives_every_role_a_least_precision() -> None:
+    assert parse_activations("auto") == AUTO
+    assert set(AUTO) == set(ROLES)
+    assert all(is_known(precision) for precision in AUTO.values())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_one_precision_for_all(precision: str) -> None:
+    assert parse_activations(precision) == dict.fromkeys(ROLES, precision)
+
+
+def test_roles_that_are_not_named_are_as_in_auto() -> None:
+    expected = {**AUTO, "qkv": "f32", "down": "int8"}
+    assert parse_activations("qkv=f32, down = int8") == expected
+    assert parse_activations({"qkv": "f32", "down": "int8"}) == expected
+    assert parse_activations({}) == AUTO
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            "int4",
+            "activations must be auto, int8, bf16, int12, int16, f32, or role=precision,…; got 'int4'",
+        ),
+        ("", "got ''"),
+        ("int8+", "got 'int8+'"),
+        ("qkv=auto", "got 'auto'"),
+        ("qkv=int8,", "no role ''; the roles are qkv, o, gate_up, down, lm_head"),
+        ("gate=int8", "no role 'gate'"),
+        ({"qkv": "int4"}, "got 'int4'"),
+    ],
+)
+def test_what_is_refused(given: str | dict[str, str], message: str) -> None:
+    with pytest.raises(OptionError, match=re.escape(message)):
+        parse_activations(given)
+
+
+@pytest.mark.parametrize(
+    ("name", "tied", "role"),
+    [
+        ("model.layers.3.self_attn.k_proj.weight", False, "qkv"),
+        ("model.layers.3.self_attn.o_proj.weight", False, "o"),
+        ("model.layers.3.mlp.up_proj.weight", False, "gate_up"),
+        ("model.layers.3.mlp.down_proj.weight", False, "down"),
+        ("lm_head.weight", False, "lm_head"),
+        ("model.embed_tokens.weight", True, "lm_head"),
+    ],
+)
+def test_roles(name: str, tied: bool, role: str) -> None:
+    assert role_of(name, tied) == role
+
+
+def test_a_plus_allows_every_better_one() -> None:
+    assert allowed("int16") == ("int16",)
+    assert allowed("int16+") == ("int16", "f32")
+    assert allowed("int8+") == PRECISIONS
+    assert not is_known("int4+")
