@@ -15,7 +15,7 @@ from llmir.engine.batch import build_batch
 from llmir.engine.detokenizer import Detokenizer
 from llmir.engine.outputs import RequestMetrics, RequestOutput
 from llmir.engine.prompt_rows import LogprobRows, PromptRows, token_logprobs
-from llmir.engine.sampler import SampleState, sample
+from llmir.engine.sampler import SampleState, check_choices, sample
 from llmir.engine.sampling_params import SamplingParams
 from llmir.engine.scheduler import Chunk, Scheduler, SchedulerConfig
 from llmir.engine.sequence import Sequence
@@ -95,11 +95,14 @@ class LLMEngine:
             self._requests[seq.request_id].num_preemptions += 1
         if not schedule.chunks:
             return []
-        logits_LV = self.runner.step(build_batch(schedule.chunks, self.limits))
-        sampled_LV = self._split_rows(schedule.chunks, logits_LV)
+        batch = build_batch(schedule.chunks, self.limits)
         sampling = [chunk.seq for chunk in schedule.chunks if chunk.samples]
+        if _wants_no_logits(schedule.chunks):
+            tokens = check_choices(self.runner.step_greedy(batch).tolist())
+            return self._postprocess(schedule.chunks, sampling, tokens, [None] * len(tokens))
+        sampled_LV = self._split_rows(schedule.chunks, self.runner.step(batch))
         tokens = sample(sampled_LV, [seq.sampling for seq in sampling])
-        return self._postprocess(schedule.chunks, sampling, tokens, sampled_LV)
+        return self._postprocess(schedule.chunks, sampling, tokens, list(sampled_LV))
 
     def _split_rows(self, chunks: Seq[Chunk], logits_LV: F32) -> F32:
         """Give prompt rows to who wants them; returns the rows that are sampled from."""
@@ -118,9 +121,13 @@ class LLMEngine:
         return logits_LV[rows]
 
     def _postprocess(
-        self, chunks: Seq[Chunk], sampling: Seq[Sequence], tokens: Seq[int], logits_LV: F32
+        self,
+        chunks: Seq[Chunk],
+        sampling: Seq[Sequence],
+        tokens: Seq[int],
+        logits_LV: Seq[F32 | None],
     ) -> list[RequestOutput]:
-        """Advance, append tokens, finish what has ended."""
+        """Advance, append tokens, finish what has ended.  Rows are None where no one wants any."""
         now = time.monotonic()
         for chunk in chunks:
             self.scheduler.advance(chunk)
@@ -132,10 +139,11 @@ class LLMEngine:
                 self.scheduler.finish(chunk.seq)
         for seq, token, row_V in zip(sampling, tokens, logits_LV, strict=True):
             num_top = seq.sampling.params.logprobs
-            seq.append(
-                token,
-                None if num_top is None else token_logprobs(row_V, token, num_top, self.tokenizer),
-            )
+            logprobs = None
+            if num_top is not None:
+                assert row_V is not None, "who wants logprobs gets logits"
+                logprobs = token_logprobs(row_V, token, num_top, self.tokenizer)
+            seq.append(token, logprobs)
             request = self._requests[seq.request_id]
             if request.first_token_time is None:
                 request.first_token_time = now
@@ -344,3 +352,11 @@ class LLMEngine:
                 f"of {page_size} tokens, but the KV cache has room for {capacity // page_size}: "
                 "give the cache more memory"
             )
+
+
+def _wants_no_logits(chunks: Seq[Chunk]) -> bool:
+    """Whether the device may choose all of a step's tokens by itself."""
+    return all(
+        chunk.seq.prompt_rows is None and (not chunk.samples or chunk.seq.sampling.is_argmax)
+        for chunk in chunks
+    )

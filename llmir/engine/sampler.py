@@ -46,6 +46,19 @@ class SampleState:
         masked = bool(self.stop_ids) and len(self.output_token_ids) < params.min_tokens
         return not (masked or params.logit_bias or params.has_penalties)
 
+    @property
+    def is_argmax(self) -> bool:
+        """Whether the token is the likeliest, and nothing else is asked of the logits."""
+        return self.params.greedy and self.keeps_logits and self.params.logprobs is None
+
+
+def check_choices(tokens: Sequence[int]) -> list[int]:
+    """Tokens that a device chose.  Raises DeviceError as `sample`, where one is -1."""
+    bad = sum(token < 0 for token in tokens)
+    if bad:
+        raise DeviceError(f"{bad} of {len(tokens)} rows of logits have no finite maximum")
+    return [int(token) for token in tokens]
+
 
 def sample(logits_LV: F32, states: Sequence[SampleState]) -> list[int]:
     """The next token of each row; draws one number from the generator of each random row.

@@ -81,3 +81,12 @@ class StepRunner(Protocol):
         Raises DeviceError when the device fails.
         """
         ...
+
+    def step_greedy(self, batch: StepBatch) -> I32:
+        """Run one ragged batch as `step` does, and choose the likeliest token of each row.
+
+        Returns int32 [L]: the lowest of the tokens whose logit is the largest; -1 where that
+        is not finite.  The logits are neither written nor moved.
+        Raises DeviceError when the device fails.
+        """
+        ...

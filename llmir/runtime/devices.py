@@ -33,7 +33,7 @@ def open_device(uri: str, num_threads: int | None = None) -> rt.HalDevice:
     """Open the device of a URI.
 
     Args:
-        num_threads: CPU worker threads; None is one per core.  IREE fixes it for the
+        num_threads: CPU worker threads; None is one per physical core.  IREE fixes it for the
             process at the first CPU device; another number later is refused.
     Raises: DeviceError naming what there is instead; OptionError for `num_threads`.
     """
@@ -82,13 +82,15 @@ def devices_of(driver_name: str) -> tuple[DeviceInfo, ...]:
     """The devices of one driver.  Asking loads its library, which may take 50 MB."""
     if driver_name not in rt.query_available_drivers():
         return ()
+    if driver_name.startswith("local"):
+        # Its workers start with the driver, as many as are set then: asking must not start it.
+        return (DeviceInfo(driver_name, driver_name),)
     try:
         devices = rt.get_driver(driver_name).query_available_devices()
     except IREE_ERRORS:
         return ()  # this machine lacks the driver's library
-    local = driver_name.startswith("local")
     return tuple(
-        DeviceInfo(driver_name if local else f"{driver_name}://{i}", d.get("name") or driver_name)
+        DeviceInfo(f"{driver_name}://{i}", d.get("name") or driver_name)
         for i, d in enumerate(devices)
     )
 

@@ -6,15 +6,19 @@ Shape legend as in runtime.base.  Satisfies `StepRunner`.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import iree.runtime as rt
 import numpy as np
+from numpy.typing import NDArray
 
 from llmir.artifact import Artifact, KvLayout, ModuleEntry
+from llmir.cpu_levels import level_within, rank
 from llmir.errors import ArtifactTargetError, DeviceError, OptionError
-from llmir.host import available_bytes, host_cpu
-from llmir.runtime.base import F32, StepBatch, StepLimits
+from llmir.host import available_bytes, missing_here
+from llmir.runtime.base import F32, I32, StepBatch, StepLimits
 from llmir.runtime.devices import IREE_ERRORS, devices_of, open_device, positive
 from llmir.runtime.transfer import ELEMENT_BYTES, ELEMENT_TYPES, to_device, to_host
 from llmir.targets import kind_of_device
@@ -28,10 +32,10 @@ _log = logging.getLogger(__name__)
 class SessionOptions:
     """How to run an artifact.
 
-    device:           a device URI; None takes the artifact's first module that runs here
+    device:           a device URI; None takes the module that `choose_module` says
     kv_cache_bytes:   memory for the KV pools; None is 1 GiB, or less if less is free or
                       can ever be used
-    num_threads:      CPU worker threads; None is one per core
+    num_threads:      CPU worker threads; None is one per physical core
     """
 
     device: str | None = None
@@ -62,7 +66,7 @@ class Session:
             max_num_seqs=manifest.limits.max_num_seqs,
             vocab_size=manifest.model.vocab_size,
         )
-        self._context, self._function = _load(artifact, self.module, self.device)
+        self._context, self._functions = _load(artifact, self.module, self.device)
         self._kv = [
             _kv_pool(self.device, manifest.kv, num_pages[group])
             for group in manifest.kv.group_of_layer
@@ -80,6 +84,20 @@ class Session:
 
     def step(self, batch: StepBatch) -> F32:
         """See StepRunner.step."""
+        return self._invoke(self._functions["step"], batch, np.float32)
+
+    def step_greedy(self, batch: StepBatch) -> I32:
+        """See StepRunner.step_greedy."""
+        if "step_greedy" not in self._functions:  # an artifact from before there was one
+            logits = self.step(batch)
+            best = logits.argmax(axis=1)
+            finite = np.isfinite(logits[np.arange(len(best)), best])
+            return np.where(finite, best, -1).astype(np.int32)
+        return self._invoke(self._functions["step_greedy"], batch, np.int32)
+
+    def _invoke(
+        self, function: rt.VmFunction, batch: StepBatch, dtype: type[np.generic]
+    ) -> NDArray[Any]:
         wanted = len(batch.logit_rows)
         # The module computes at least one row; nobody sees it if none was wanted.
         rows = batch.logit_rows if wanted else np.zeros(1, np.int32)
@@ -99,18 +117,20 @@ class Session:
             arguments.push_ref(pool)
         results = rt.VmVariantList(1)
         try:
-            self._context.invoke(self._function, arguments, results)
-            logits = to_host(self.device, results.get_as_object(0, rt.HalBufferView))
+            self._context.invoke(function, arguments, results)
+            found = to_host(self.device, results.get_as_object(0, rt.HalBufferView), dtype)
         except IREE_ERRORS as error:
             raise DeviceError(
                 f"a step of {len(batch.token_ids)} tokens failed on {self.module.target}: {error}"
             ) from error
-        return logits[:wanted]
+        return found[:wanted]
 
 
 def choose_module(artifact: Artifact, device: str | None) -> ModuleEntry:
-    """The module for a device, or the first that this machine can run.
+    """The module for a device, or for the first of the artifact's drivers with one here.
 
+    Of CPU modules, the one for the best CPU that this machine comes up to.  For one that
+    uses AMX the kernel is asked, for the whole process.
     Raises ArtifactTargetError: says which targets there are, and what is missing here.
     """
     entries = artifact.manifest.modules
@@ -124,8 +144,8 @@ def choose_module(artifact: Artifact, device: str | None) -> ModuleEntry:
                 f"Compile the model with target {kind!r} as well"
             )
     refused = []
-    for entry in entries:
-        missing = host_cpu().missing(entry.cpu_arch, entry.cpu_features) if entry.cpu_arch else []
+    for entry in _best_first(entries):
+        missing = missing_here(entry.cpu_arch, entry.cpu_features) if entry.cpu_arch else []
         if missing:
             refused.append(f"{entry.target} needs {', '.join(missing)}")
         elif device is not None or devices_of(entry.driver):
@@ -138,9 +158,20 @@ def choose_module(artifact: Artifact, device: str | None) -> ModuleEntry:
     )
 
 
+def _best_first(entries: Sequence[ModuleEntry]) -> list[ModuleEntry]:
+    """Drivers as the artifact has them; of one, the higher ISA level, then the more features."""
+    drivers = list(dict.fromkeys(entry.driver for entry in entries))
+
+    def place(entry: ModuleEntry) -> tuple[int, int, int]:
+        level = level_within(entry.cpu_arch, entry.cpu_features)
+        return drivers.index(entry.driver), -rank(level), -len(set(entry.cpu_features))
+
+    return sorted(entries, key=place)
+
+
 def _load(
     artifact: Artifact, module: ModuleEntry, device: rt.HalDevice
-) -> tuple[rt.VmContext, rt.VmFunction]:
+) -> tuple[rt.VmContext, dict[str, rt.VmFunction]]:
     instance = rt.VmInstance()
     index = rt.ParameterIndex()
     hal = rt.create_hal_module(instance, device)
@@ -152,7 +183,7 @@ def _load(
         context = rt.VmContext(instance, [hal, parameters, code])
     except IREE_ERRORS as error:
         raise DeviceError(f"cannot load {module.file} on {module.target}: {error}") from error
-    return context, code.lookup_function("step")
+    return context, {name: code.lookup_function(name) for name in module.entry_points}
 
 
 def _page_bytes(kv: KvLayout) -> int:

@@ -37,12 +37,14 @@ def to_device(device: rt.HalDevice, array: NDArray[Any]) -> rt.HalBufferView:
     )
 
 
-def to_host(device: rt.HalDevice, view: rt.HalBufferView) -> NDArray[np.float32]:
-    """A float32 buffer view's contents, copied to the host."""
-    shape = tuple(view.shape)
+def to_host(
+    device: rt.HalDevice, view: rt.HalBufferView, dtype: type[np.generic] = np.float32
+) -> NDArray[Any]:
+    """The contents of a buffer view of float32 or int32, copied to the host."""
+    shape, element = tuple(view.shape), np.dtype(dtype)
     source = view.get_buffer()
     if source.allowed_usage() & int(rt.BufferUsage.MAPPING_SCOPED):
-        return _mapped(view, shape).copy()
+        return _mapped(view, shape, element).copy()
     num_bytes = int(np.prod(shape, dtype=np.int64)) * 4
     staging = device.allocator.allocate_buffer(
         memory_type=rt.MemoryType.HOST_LOCAL | rt.MemoryType.DEVICE_VISIBLE,
@@ -52,9 +54,9 @@ def to_host(device: rt.HalDevice, view: rt.HalBufferView) -> NDArray[np.float32]
     done = device.create_semaphore(0)
     device.queue_copy(source, staging, rt.HalFence(0), rt.HalFence.create_at(done, 1))
     done.wait(1)
-    return _mapped(rt.HalBufferView(staging, shape, _ELEMENTS[np.dtype(np.float32)]), shape).copy()
+    return _mapped(rt.HalBufferView(staging, shape, _ELEMENTS[element]), shape, element).copy()
 
 
-def _mapped(view: rt.HalBufferView, shape: tuple[int, ...]) -> NDArray[np.float32]:
-    mapped = view.map().asarray(list(shape), np.dtype(np.float32))
+def _mapped(view: rt.HalBufferView, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    mapped = view.map().asarray(list(shape), dtype)
     return np.asarray(mapped)

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmir.errors import DeviceError
-from llmir.runtime.base import F32, PADDING_PAGE, StepBatch, StepLimits
+from llmir.runtime.base import F32, I32, PADDING_PAGE, StepBatch, StepLimits
 
 MASK = (1 << 64) - 1
 
@@ -118,6 +118,9 @@ class FakeRunner:
             storage[slots] = token_value(batch.token_ids, batch.positions)
         rows = [self._row(batch, int(token)) for token in batch.logit_rows]
         return np.array(rows, np.float32).reshape(len(rows), self._limits.vocab_size)
+
+    def step_greedy(self, batch: StepBatch) -> I32:
+        return self.step(batch).argmax(axis=1).astype(np.int32)
 
     def _row(self, batch: StepBatch, token: int) -> F32:
         page_size = self._limits.page_size
