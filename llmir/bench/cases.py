@@ -22,7 +22,7 @@ from llmir.engine.sampling_params import SamplingParams
 from llmir.engine.scheduler import Chunk
 from llmir.engine.sequence import Sequence as EngineSequence
 from llmir.errors import OptionError
-from llmir.runtime.base import F32, StepRunner
+from llmir.runtime.base import I32, StepRunner
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,11 +94,11 @@ class Sequences:
         ids = rng.integers(0, runner.limits.vocab_size, (num_seqs, num_tokens))
         self._seqs = [_sequence(str(index), row.tolist()) for index, row in enumerate(ids)]
 
-    def step(self, span: Span) -> tuple[float, F32]:
+    def step(self, span: Span) -> tuple[float, I32]:
         """Compute `span` of every sequence in one step.
 
-        Returns its seconds, from index arrays to logits on the host, and the logits of
-        the sequences that it completes.
+        Returns its seconds, from index arrays to tokens on the host, and the likeliest token
+        of each of the sequences that it completes.
         """
         return self._step(self._seqs, span)
 
@@ -114,18 +114,18 @@ class Sequences:
             self._blocks.free(seq)
             seq.num_computed_tokens = 0
 
-    def _step(self, seqs: Sequence[EngineSequence], span: Span) -> tuple[float, F32]:
+    def _step(self, seqs: Sequence[EngineSequence], span: Span) -> tuple[float, I32]:
         for seq in seqs:
             self._blocks.allocate(seq, span.end)
         chunks = [Chunk(seq, span.start, span.length) for seq in seqs]
         batch = build_batch(chunks, self._runner.limits)
         start = time.perf_counter()
-        logits = self._runner.step(batch)
+        tokens = self._runner.step_greedy(batch)
         seconds = time.perf_counter() - start
         for seq in seqs:
             seq.num_computed_tokens = span.end
             self._blocks.trim(seq)
-        return seconds, logits
+        return seconds, tokens
 
 
 def _sequence(name: str, token_ids: Sequence[int]) -> EngineSequence:

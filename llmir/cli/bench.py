@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from llmir import api, artifact
+from llmir.cli.bench_peers import peers
 from llmir.cli.options import device_options
 from llmir.cli.output import print_json
 from llmir.cli.progress import num_compile_stages, stages
@@ -48,6 +49,9 @@ class CountList(click.ParamType):
 @click.group()
 def bench() -> None:
     """Measure how fast an artifact is on this machine."""
+
+
+bench.add_command(peers)
 
 
 @bench.command(epilog=EPILOG)

@@ -22,7 +22,9 @@ from llmir.cli import main
 
 @pytest.fixture(scope="module")
 def tiny(tiny_checkpoint: Callable[..., Path]) -> llmir.Artifact:
-    return llmir.compile(tiny_checkpoint("llama"), max_num_batched_tokens=32, max_num_seqs=4)
+    return llmir.compile(
+        tiny_checkpoint("llama"), kv_dtype="f32", max_num_batched_tokens=32, max_num_seqs=4
+    )
 
 
 def test_costs_of_an_artifact_by_hand(tiny: llmir.Artifact) -> None:

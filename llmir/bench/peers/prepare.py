@@ -1,0 +1,80 @@
+"""From the plan of a side to one that can be started: environments installed, models made."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from llmir.bench.peers.base import MadeModel, Side, SidePlan
+from llmir.bench.peers.environments import StageHook, ensure
+from llmir.bench.peers.process import SERVE, SideError, SideProcess
+from llmir.digests import DigestMemo
+
+
+class Preparer:
+    """Prepares the sides of one model.  Makes nothing twice, now or in a later run."""
+
+    def __init__(self, model: Path, peers_dir: Path, on_stage: StageHook) -> None:
+        self._model = model.absolute()
+        self._peers_dir = peers_dir
+        self._on_stage = on_stage
+        digest = DigestMemo.default().sha256(self._model)
+        self._made_dir = peers_dir / "models" / digest[:16]
+
+    def side(self, plan: SidePlan, num_threads: int) -> Side:
+        """Install and make what the plan needs.
+
+        Raises OptionError, DeviceError, SideError if the model cannot be made, OSError.
+        """
+        python = ensure(plan.environment, self._peers_dir, self._on_stage)
+        model = self._model if plan.model is None else self._made(plan.model)
+        return Side(
+            name=plan.name,
+            command=worker_command(python, plan.worker, plan.variables),
+            load={
+                "do": "load",
+                "spec": {**plan.spec, "model": str(model), "threads": num_threads},
+            },
+            log=self._log(plan.name),
+            is_same_file=plan.is_same_file,
+        )
+
+    def _made(self, made: MadeModel) -> Path:
+        place = self._made_dir / made.form
+        if place.exists():
+            return place
+        python = ensure(made.environment, self._peers_dir, self._on_stage)
+        self._made_dir.mkdir(parents=True, exist_ok=True)
+        # Whole or not at all: written beside and renamed.
+        half = self._made_dir / f"half-{made.form}"
+        if half.is_dir():
+            shutil.rmtree(half)
+        half.unlink(missing_ok=True)
+        spec = {**made.spec, "source": str(self._model), "place": str(half)}
+        maker = Side(
+            name=made.form,
+            command=worker_command(python, made.worker, {}),
+            load={"do": "make", "spec": spec},
+            log=self._log(f"make-{made.form}"),
+        )
+        with self._on_stage(f"making {made.form}"):
+            try:
+                SideProcess(maker).close()
+            except SideError as error:
+                raise SideError(f"cannot make {made.form}: {error}") from error
+            os.rename(half, place)
+        return place
+
+    def _log(self, name: str) -> Path:
+        return self._peers_dir / "logs" / f"{name.replace(' ', '-')}.log"
+
+
+def worker_command(
+    python: Path | str, worker: str, variables: Mapping[str, Any]
+) -> tuple[str, ...]:
+    """The command of a side's process."""
+    settings = [f"{name}={value}" for name, value in variables.items()]
+    return ("env", *settings, str(python), str(SERVE), worker)

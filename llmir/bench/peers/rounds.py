@@ -1,0 +1,126 @@
+"""The alternation: for each metric A B C … A B C …, one round of each side at a time.
+
+A side's process lives on between rounds, stopped.  When memory runs short, the process whose
+turn is farthest in the past is ended; it starts again, and fills its cache again, at its next.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from llmir.bench.peers.base import Side
+from llmir.bench.peers.environments import StageHook
+from llmir.bench.peers.metrics import Metric
+from llmir.bench.peers.process import SideError, SideProcess
+from llmir.host import available_bytes
+
+# What is to stay free beside the processes.
+RESERVE_BYTES = 1 << 30
+# A side that has not run yet may need this much.
+FIRST_GUESS_BYTES = 4 << 30
+
+
+@dataclass(slots=True, kw_only=True)
+class Cell:
+    """What one side did in one metric.
+
+    rates              tokens per second of each round, in their order
+    load_s             median over the starts of its process, so far
+    peak_memory_bytes  of its process, up to the last round of this metric
+    others_cpu_shares  of each round: what else the machine was busy with; None: unknown
+    error              why there are fewer rounds than asked for; "": there are not
+    """
+
+    name: str
+    is_same_file: bool
+    rates: list[float] = field(default_factory=list)
+    load_s: float | None = None
+    peak_memory_bytes: int | None = None
+    others_cpu_shares: list[float | None] = field(default_factory=list)
+    kv_dtype: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    error: str = ""
+
+    @property
+    def median(self) -> float | None:
+        return statistics.median(self.rates) if self.rates else None
+
+    @property
+    def others_cpu_share(self) -> float | None:
+        """Median over the rounds; None where one of them does not know."""
+        shares = [share for share in self.others_cpu_shares if share is not None]
+        whole = shares and len(shares) == len(self.others_cpu_shares)
+        return statistics.median(shares) if whole else None
+
+
+class Runner:
+    """Keeps the sides' processes."""
+
+    def __init__(
+        self,
+        start: Callable[[Side], SideProcess] = SideProcess,
+        free_bytes: Callable[[], int] = available_bytes,
+    ) -> None:
+        self._start = start
+        self._free_bytes = free_bytes
+        self._running: dict[Side, SideProcess] = {}  # the one that ran last is last
+        self._loads_s: dict[Side, list[float]] = {}
+        self._peaks: dict[Side, int] = {}
+
+    def run(
+        self,
+        metric: Metric,
+        sides: Sequence[Side],
+        alternations: int,
+        on_stage: StageHook,
+    ) -> list[Cell]:
+        """All rounds of one metric.  A side that fails is left out of its later rounds."""
+        cells = [Cell(name=side.name, is_same_file=side.is_same_file) for side in sides]
+        for alternation in range(alternations):
+            for side, cell in zip(sides, cells, strict=True):
+                if cell.error:
+                    continue
+                with on_stage(f"{metric.name} {alternation + 1}/{alternations}: {side.name}"):
+                    self._round(metric, side, cell, seed=alternation)
+        return cells
+
+    def close(self) -> None:
+        """End all processes."""
+        for side in list(self._running):
+            self._end(side)
+
+    def _round(self, metric: Metric, side: Side, cell: Cell, seed: int) -> None:
+        try:
+            process = self._process(side)
+            answer = process.ask(metric.command(seed))
+        except SideError as error:
+            cell.error = str(error)
+            self._end(side)
+            return
+        cell.rates.append(metric.tokens_timed / answer["seconds"])
+        cell.others_cpu_shares.append(answer.get("others_cpu_share"))
+        cell.load_s = statistics.median(self._loads_s[side])
+        cell.kv_dtype = process.about.get("kv_dtype", "")
+        cell.versions = process.about.get("versions", {})
+        peak = answer["peak_memory_bytes"]
+        if peak is not None:
+            cell.peak_memory_bytes = self._peaks[side] = max(peak, self._peaks.get(side, 0))
+
+    def _process(self, side: Side) -> SideProcess:
+        """The side's process, started if it is not running."""
+        if side in self._running:
+            self._running[side] = self._running.pop(side)
+            return self._running[side]
+        needed = self._peaks.get(side, FIRST_GUESS_BYTES) + RESERVE_BYTES
+        while self._running and self._free_bytes() < needed:
+            self._end(next(iter(self._running)))
+        process = self._running[side] = self._start(side)
+        self._loads_s.setdefault(side, []).append(process.load_s)
+        return process
+
+    def _end(self, side: Side) -> None:
+        process = self._running.pop(side, None)
+        if process is not None:
+            process.close()

@@ -1,0 +1,99 @@
+"""A whole comparison: sides prepared, limits, every metric's rounds, rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from llmir.artifact import Artifact
+from llmir.bench.limits import MachineLimits
+from llmir.bench.peers import llmir_side
+from llmir.bench.peers.base import Side, SidePlan
+from llmir.bench.peers.environments import StageHook
+from llmir.bench.peers.metrics import Metric
+from llmir.bench.peers.prepare import Preparer
+from llmir.bench.peers.process import SideError
+from llmir.bench.peers.rounds import Runner
+from llmir.bench.peers.rows import PeerRow, make_row
+from llmir.bench.worker import run_job
+from llmir.errors import DeviceError
+
+
+class Comparison:
+    """The sides of one model; `run` measures.
+
+    artifact_for: of each metric, as llmir may be compiled otherwise for one of them
+    failed:       side → why it could not be prepared; it is in no row
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        plans: Sequence[SidePlan],
+        artifact_for: Callable[[Metric], Artifact],
+        *,
+        num_threads: int,
+        peers_dir: Path,
+        on_stage: StageHook,
+    ) -> None:
+        self._plans = plans
+        self._artifact_for = artifact_for
+        self._num_threads = num_threads
+        self._peers_dir = peers_dir
+        self._on_stage = on_stage
+        self._preparer = Preparer(model, peers_dir, on_stage)
+        self._sides: dict[int, list[Side]] = {}
+        self._own: dict[tuple[Path, int], Side] = {}
+        self.failed: dict[str, str] = {}
+
+    def run(
+        self, metrics: Sequence[Metric], alternations: int
+    ) -> tuple[list[PeerRow], MachineLimits]:
+        """Measure.  The limits are those of all threads, the better of before and after.
+
+        Raises OptionError, before anything is measured, for a metric that cannot fit;
+        DeviceError.
+        """
+        for metric in metrics:
+            llmir_side.check(self._artifact_for(metric), [metric])
+        chosen = [self._sides_for(metric, metrics) for metric in metrics]
+        limits = self._limits()
+        runner = Runner()
+        try:
+            cells = [
+                runner.run(metric, sides, alternations, self._on_stage)
+                for metric, sides in zip(metrics, chosen, strict=True)
+            ]
+        finally:
+            runner.close()
+        limits = limits.better(self._limits())
+        rows = [
+            make_row(metric, of, self._artifact_for(metric).manifest, limits)
+            for metric, of in zip(metrics, cells, strict=True)
+        ]
+        return rows, limits
+
+    def _sides_for(self, metric: Metric, metrics: Sequence[Metric]) -> list[Side]:
+        threads = metric.threads or self._num_threads
+        if threads not in self._sides:
+            self._sides[threads] = [
+                side for plan in self._plans if (side := self._prepared(plan, threads))
+            ]
+        artifact = self._artifact_for(metric)
+        key = (artifact.path, threads)
+        if key not in self._own:
+            same = [m for m in metrics if self._artifact_for(m).path == artifact.path]
+            logs = self._peers_dir / "logs"
+            self._own[key] = llmir_side.side(artifact, same, threads, logs)
+        return [self._own[key], *self._sides[threads]]
+
+    def _prepared(self, plan: SidePlan, threads: int) -> Side | None:
+        try:
+            return self._preparer.side(plan, threads)
+        except (SideError, DeviceError) as error:
+            self.failed[plan.name] = str(error)
+            return None
+
+    def _limits(self) -> MachineLimits:
+        with self._on_stage("this machine's limits"):
+            return MachineLimits(**run_job({"job": "limits", "num_threads": self._num_threads}))

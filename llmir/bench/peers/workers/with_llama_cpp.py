@@ -1,0 +1,142 @@
+"""llama.cpp, through the low-level API of llama-cpp-python.
+
+decode   one llama_decode for the `batch` sequences per step, logits of each; fixed random
+         tokens, so no sampling.  Timed: filling the batch, llama_decode, llama_synchronize
+         and getting hold of the logits.
+prefill  one llama_decode of the whole prompt into an empty cache, logits of its last token.
+
+A filled cache is kept for the next round of the same metric: what a round appended is
+removed from it.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from importlib import import_module
+from typing import Any
+
+UBATCH_TOKENS = 512
+CONTEXT_MULTIPLE = 256
+FILE_TYPES = {"f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "bf16": 32}
+
+
+class Side:
+    """spec: model, threads; flash_attention (-1 auto, 0, 1) and kv_unified if not the default."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self._api: Any = import_module("llama_cpp")
+        self._spec = spec
+        self._log = self._api.llama_log_callback(_log_errors)  # kept: llama.cpp has its address
+        self._api.llama_log_set(self._log, None)
+        self._api.llama_backend_init()
+        params = self._api.llama_model_default_params()
+        params.use_extra_bufts = spec.get("repack", True)
+        self._model = self._api.llama_model_load_from_file(spec["model"].encode(), params)
+        if not self._model:
+            raise ValueError(f"llama.cpp cannot load {spec['model']}")
+        vocab = self._api.llama_model_get_vocab(self._model)
+        self._vocab_size = self._api.llama_vocab_n_tokens(vocab)
+        self._context: Any = None
+        self._filled: tuple[int, int] | None = None
+        self._context_size = (0, 0)
+
+    def about(self) -> dict[str, Any]:
+        system = self._api.llama_print_system_info().decode().strip()
+        return {
+            "kv_dtype": "f16",
+            "versions": {"llama-cpp-python": self._api.__version__},
+            "note": system,
+        }
+
+    def prefill(self, tokens: int, seed: int) -> float:
+        self._open(1, tokens)
+        seconds = 0.0
+        for _ in range(2):  # the first to warm up
+            self._api.llama_memory_clear(self._memory(), False)
+            start = time.perf_counter()
+            self._run(self._random(seed, tokens), [0], 0, last_only=True)
+            seconds = time.perf_counter() - start
+        return seconds
+
+    def decode(self, batch: int, depth: int, steps: int, seed: int, warm_up: int) -> float:
+        depth = max(depth, 1)
+        self._open(batch, depth + warm_up + steps)
+        if self._filled != (batch, depth):
+            for seq in range(batch):
+                ids = self._random(seq, depth)
+                for at in range(0, depth, UBATCH_TOKENS):
+                    self._run(ids[at : at + UBATCH_TOKENS], [seq], at, last_only=True)
+            self._filled = (batch, depth)
+        rows = [self._random(seed + step, batch) for step in range(warm_up + steps)]
+        start = time.perf_counter()
+        for step, ids in enumerate(rows):
+            if step == warm_up:
+                start = time.perf_counter()
+            self._run(ids, list(range(batch)), depth + step, last_only=False)
+        seconds = time.perf_counter() - start
+        for seq in range(batch):
+            self._api.llama_memory_seq_rm(self._memory(), seq, depth, -1)
+        return seconds
+
+    def _random(self, seed: int, count: int) -> list[int]:
+        rng = random.Random(seed)
+        return [rng.randrange(self._vocab_size) for _ in range(count)]
+
+    def _memory(self) -> Any:
+        return self._api.llama_get_memory(self._context)
+
+    def _open(self, num_seqs: int, tokens_per_seq: int) -> None:
+        """A context of this size; the one that is there if it has it."""
+        rounded = -(-tokens_per_seq // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
+        if self._context is not None and self._context_size == (num_seqs, rounded):
+            return
+        if self._context is not None:
+            self._api.llama_free(self._context)
+        params = self._api.llama_context_default_params()
+        params.n_ctx = num_seqs * rounded
+        params.n_seq_max = num_seqs
+        params.n_batch = params.n_ubatch = UBATCH_TOKENS
+        params.n_threads = params.n_threads_batch = self._spec["threads"]
+        params.flash_attn_type = self._spec.get("flash_attention", params.flash_attn_type)
+        params.kv_unified = self._spec.get("kv_unified", params.kv_unified)
+        params.no_perf = True
+        self._context = self._api.llama_init_from_model(self._model, params)
+        if not self._context:
+            raise MemoryError(f"no context of {num_seqs} × {rounded} tokens")
+        self._context_size, self._filled = (num_seqs, rounded), None
+        self._batch = self._api.llama_batch_init(UBATCH_TOKENS, 0, 1)
+
+    def _run(self, ids: list[int], seqs: list[int], position: int, *, last_only: bool) -> None:
+        """One llama_decode: of one sequence from `position` on, or of one token of each."""
+        batch = self._batch
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i] = token
+            batch.pos[i] = position + i if last_only else position
+            batch.n_seq_id[i] = 1
+            batch.seq_id[i][0] = seqs[0] if last_only else seqs[i]
+            batch.logits[i] = not last_only or i == len(ids) - 1
+        if status := self._api.llama_decode(self._context, batch):
+            raise RuntimeError(f"llama_decode returned {status}")
+        self._api.llama_synchronize(self._context)
+        for i in range(len(ids)) if not last_only else [len(ids) - 1]:
+            self._api.llama_get_logits_ith(self._context, i)
+
+
+def _log_errors(level: int, text: bytes, user_data: object) -> None:
+    """What llama.cpp says of warnings and errors; it says much more."""
+    if level in (3, 4):
+        sys.stderr.write(text.decode(errors="replace"))
+
+
+def make(spec: dict[str, Any]) -> None:
+    """Requantise a GGUF file.  spec: source, place, format (one of FILE_TYPES)."""
+    api: Any = import_module("llama_cpp")
+    params = api.llama_model_quantize_default_params()
+    params.ftype = FILE_TYPES[spec["format"]]
+    params.allow_requantize = True
+    status = api.llama_model_quantize(spec["source"].encode(), spec["place"].encode(), params)
+    if status:
+        raise RuntimeError(f"llama_model_quantize returned {status}")

@@ -1,0 +1,214 @@
+"""llmir bench peers: other engines on the same weights and token counts, alternating with llmir."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmir.cli.options import split_commas
+from llmir.cli.progress import StageHook, num_compile_stages, stages
+from llmir.errors import OptionError
+
+if TYPE_CHECKING:
+    from llmir.artifact import Artifact
+    from llmir.bench.peers.metrics import Metric
+
+EPILOG = """\b
+Examples:
+  llmir bench peers model.gguf
+  llmir bench peers model.gguf --peers llama.cpp:file --metrics prefill_128,prefill_128_t1
+  llmir bench peers model.gguf --llmir-option decode_b16_d512:kv_dtype=f16 --json rows.json
+"""
+
+
+@click.command(epilog=EPILOG)
+@click.argument("model")
+@click.option(
+    "--peers",
+    "peer_names",
+    multiple=True,
+    metavar="PEER[:SIDE],…",
+    help='Engines, or one side of an engine such as "llama.cpp:q4_0"; ":*" is all of its '
+    'sides, "" none.  [default: all engines, with the sides known to be fast]',
+)
+@click.option(
+    "--metrics",
+    "metric_names",
+    multiple=True,
+    metavar="METRIC,…",
+    help="decode_b{sequences}_d{depth} or prefill_{tokens}, each with _t{threads} if not all.  "
+    "[default: the six of the results]",
+)
+@click.option(
+    "--alternations",
+    type=click.IntRange(1),
+    default=5,
+    show_default=True,
+    help="Rounds of each side in each metric.",
+)
+@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one per core]")
+@click.option(
+    "--llmir-option",
+    "llmir_options",
+    multiple=True,
+    metavar="[METRIC:]NAME=VALUE",
+    help="An option of llmir.compile, for all metrics or for one.  Repeatable.",
+)
+@click.option(
+    "--peers-dir",
+    metavar="DIR",
+    help="Where the peers' environments and model files are made.  [default: ~/.cache/llmir-peers]",
+)
+@click.option(
+    "--plot",
+    "plot_file",
+    metavar="FILE",
+    help="Also measure over batch sizes and depths, and draw them as SVG.",
+)
+@click.option("--json", "json_file", metavar="FILE", help="Also write the rows as JSON.")
+@click.pass_context
+def peers(
+    ctx: click.Context,
+    model: str,
+    peer_names: tuple[str, ...],
+    metric_names: tuple[str, ...],
+    alternations: int,
+    threads: int | None,
+    llmir_options: tuple[str, ...],
+    peers_dir: str | None,
+    plot_file: str | None,
+    json_file: str | None,
+) -> None:
+    """Compare llmir with other engines on MODEL, a GGUF file.
+
+    Each engine runs in a virtual environment of its own, made the first time.  All compute
+    the same weights and token counts, in turn: a round of one metric each, again and again.
+    The table has medians over the rounds, and what llmir's are of them.
+    """
+    from llmir.bench import report
+    from llmir.bench.peers import llmir_side, table
+    from llmir.bench.peers.environments import default_peers_dir
+    from llmir.bench.peers.metrics import DEFAULT_METRICS, Metric, plot_metrics
+    from llmir.bench.peers.registry import PEERS, select
+    from llmir.bench.peers.run import Comparison
+    from llmir.host import num_cores
+
+    metrics = [Metric.parse(n) for n in split_commas(metric_names) or DEFAULT_METRICS]
+    names = split_commas(peer_names) if peer_names else list(PEERS)
+    options = _Options(llmir_options, metrics)
+    num_threads = threads or num_cores()
+    machine = report.hardware()
+    begun = datetime.now().astimezone()
+    with stages(num_compile_stages(1)) as on_stage:
+        artifacts = _Artifacts(model, options, on_stage)
+        first = artifacts.of(metrics[0])
+        plans = select(names, llmir_side.file_format(first), num_threads)
+        comparison = Comparison(
+            Path(model),
+            plans,
+            artifacts.of,
+            num_threads=num_threads,
+            peers_dir=Path(peers_dir).absolute() if peers_dir else default_peers_dir(),
+            on_stage=on_stage,
+        )
+        rows, limits = comparison.run(metrics, alternations)
+        if plot_file is not None:
+            from llmir.bench.peers.plot import draw
+
+            batches, depths = plot_metrics()
+            swept, _ = comparison.run([*batches, *depths], alternations)
+            svg = draw(swept[: len(batches)], swept[len(batches) :])
+            Path(plot_file).write_text(svg, encoding="utf-8")
+    if json_file is not None:
+        text = json.dumps([row.to_json() for row in rows], indent=1, ensure_ascii=False)
+        Path(json_file).write_text(text + "\n", encoding="utf-8")
+    versions = {**report.versions(), **table.used_versions(rows)}
+    click.echo(f"- **Hardware**: {report.heading(machine)}")
+    click.echo(f"- **Limits**: {report.limits_line(limits)}")
+    click.echo(f"- **Versions**: {', '.join(f'{n} {v}' for n, v in sorted(versions.items()))}")
+    click.echo(f"- **Model**: {first.manifest.model.name}, {Path(model).name}")
+    click.echo(f"- **Command**: `{_command(ctx)}`")
+    end = datetime.now().astimezone()
+    click.echo(
+        f"- **Date**: {begun.isoformat(timespec='seconds')} to {end.isoformat(timespec='seconds')}"
+    )
+    click.echo("\n" + table.summary(rows))
+    click.echo("\n" + table.details(rows))
+    if missing := table.failures(rows, comparison.failed):
+        click.echo("\nMissing:\n\n" + missing)
+
+
+class _Options:
+    """What llmir.compile is given, for each metric."""
+
+    def __init__(self, texts: Sequence[str], metrics: Sequence[Metric]) -> None:
+        self._for_all: dict[str, Any] = {}
+        self._for_one: dict[str, dict[str, Any]] = {}
+        known = {metric.name for metric in metrics}
+        for text in texts:
+            where, colon, rest = text.partition(":")
+            name, equals, value = (rest if colon else text).partition("=")
+            if not equals or not name.isidentifier():
+                raise OptionError(f"--llmir-option {text!r} is not [METRIC:]NAME=VALUE")
+            if colon and where not in known:
+                raise OptionError(
+                    f"--llmir-option {text!r}: {where} is not measured; "
+                    f"measured are {', '.join(sorted(known))}"
+                )
+            options = self._for_one.setdefault(where, {}) if colon else self._for_all
+            options[name] = _value(value)
+
+    def of(self, metric: Metric) -> dict[str, Any]:
+        return {**self._for_all, **self._for_one.get(metric.name, {})}
+
+
+def _value(text: str) -> Any:
+    """A number, true, false, null or a list as JSON writes it; else the text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+class _Artifacts:
+    """llmir's artifact for each metric, compiled when it is first asked for."""
+
+    def __init__(self, model: str, options: _Options, on_stage: StageHook) -> None:
+        from llmir.artifact import is_artifact
+
+        if is_artifact(model) or not Path(model).is_file():
+            raise OptionError(f"{model} is no GGUF file; peers need the file that llmir compiles")
+        self._model = model
+        self._options = options
+        self._on_stage = on_stage
+        self._found: dict[str, Artifact] = {}
+
+    def of(self, metric: Metric) -> Artifact:
+        from llmir import api
+
+        options = self._options.of(metric)
+        key = json.dumps(options, sort_keys=True)
+        if key not in self._found:
+            self._found[key] = api.compile(self._model, on_stage=self._on_stage, **options)
+        return self._found[key]
+
+
+def _command(ctx: click.Context) -> str:
+    """The command line that gives this measurement again, defaults included."""
+    words = ctx.command_path.split()
+    for param in ctx.command.params:
+        value = ctx.params[param.name or ""]
+        if param.name in ("json_file", "plot_file", "peers_dir") or value is None:
+            continue
+        if isinstance(param, click.Argument):
+            words.append(Path(value).name)
+            continue
+        for item in value if isinstance(value, tuple) else (value,):
+            words += [param.opts[0], str(item)]
+    return shlex.join(words)
