@@ -14,6 +14,7 @@ from llmir import targets
 from llmir.errors import CompileError, DeviceError, UnknownNameError
 from llmir.runtime.devices import available_devices, open_device
 from llmir.targets import resolve
+from parity.reference import EXACT
 
 KV_BYTES = 8 << 20
 GREEDY = llmir.SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)
@@ -68,8 +69,8 @@ def test_every_architecture_on_vulkan(kind: str, tiny_checkpoint: Callable[..., 
 @pytest.mark.targets
 @pytest.mark.parametrize("weights", ["q8_0", "q4_0", "int8", "int4-g32", "bf16"])
 def test_every_weight_form_on_vulkan(weights: str, tiny_checkpoint: Callable[..., Path]) -> None:
-    artifact = llmir.compile(tiny_checkpoint("llama"), ["cpu", "vulkan"], weights=weights)
-    cpu, vulkan = both(artifact)
+    checkpoint = tiny_checkpoint("llama")
+    cpu, vulkan = both(llmir.compile(checkpoint, ["cpu", "vulkan"], weights=weights, **EXACT))
     np.testing.assert_allclose(vulkan.logits(PROMPTS[0]), cpu.logits(PROMPTS[0]), atol=1e-4, rtol=0)
 
 
@@ -93,7 +94,7 @@ def test_a_tiny_llama_compiles_for(target: str, tiny_checkpoint: Callable[..., P
 @pytest.mark.targets
 def test_the_demo_model_answers_on_vulkan_as_on_the_cpu(demo_gguf: Path) -> None:
     """Greedy tokens are equal until the CPU's two best logits lie within 1e-2."""
-    artifact = llmir.compile(demo_gguf, ["cpu", "vulkan"])
+    artifact = llmir.compile(demo_gguf, ["cpu", "vulkan"], **EXACT)
     cpu, vulkan = (
         llmir.LLM(artifact, device=d, kv_cache_memory_bytes=64 << 20) for d in ("cpu", "vulkan")
     )
