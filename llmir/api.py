@@ -49,7 +49,8 @@ def compile(
             returns is entered while the stage runs.
         print_ir_after: passes after which to print the IR to stderr.
         options: weights, kv_dtype, activations, page_size, max_model_len,
-            max_num_batched_tokens, max_num_seqs, op_priority; see compiler.options.CompileOptions.
+            max_num_batched_tokens, max_num_seqs, fusion, op_priority; see
+            compiler.options.CompileOptions.
 
     The same inputs give the same artifact: a second call finds the first one's.
 

@@ -10,7 +10,7 @@ from llmir.artifact import is_artifact
 from llmir.cli.options import json_option, read_op_priority, split_commas
 from llmir.cli.output import human_bytes, print_json, table
 from llmir.cli.progress import num_compile_stages, stages
-from llmir.compiler.options import KV_DTYPES, PAGE_SIZES, CompileOptions
+from llmir.compiler.options import FUSION_MODES, KV_DTYPES, PAGE_SIZES, CompileOptions
 from llmir.errors import OptionError
 from llmir.formats import WEIGHT_MODES
 
@@ -81,6 +81,13 @@ Examples:
     help="Most sequences in one step.  [default: 64, or the tokens in a step if fewer]",
 )
 @click.option(
+    "--fusion",
+    type=click.Choice(FUSION_MODES),
+    default=_DEFAULT.fusion,
+    show_default=True,
+    help="What kernels take in and share; ops: a dispatch for each kernel; none: for each op.",
+)
+@click.option(
     "--op-priority",
     multiple=True,
     metavar="OP=PROVIDER,…",
@@ -109,6 +116,7 @@ def compile_(
     max_model_len: int | None,
     max_num_batched_tokens: int,
     max_num_seqs: int | None,
+    fusion: str,
     op_priority: tuple[str, ...],
     op_priority_file: str | None,
     print_ir_after: tuple[str, ...],
@@ -140,6 +148,7 @@ def compile_(
             max_model_len=max_model_len,
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_seqs=max_num_seqs,
+            fusion=fusion,
             op_priority=priority,
         )
     seconds = time.perf_counter() - start

@@ -32,10 +32,10 @@ from llmir.errors import OptionError
 from llmir.host import is_amx
 from llmir.importers.base import ImportedModel
 from llmir.models.rope import check_max_len
-from llmir.passes.ir import parse_module, text_attribute, walk
+from llmir.passes.ir import is_llm_op, parse_module, text_attribute, walk
 from llmir.passes.manager import PassManager
 from llmir.passes.parameters import PackedParameter, take_recipes
-from llmir.passes.pipelines import FOR_TARGET, TO_LLM_IR
+from llmir.passes.pipelines import FUSIONS, TO_LLM_IR
 from llmir.passes.select_providers import SelectProviders
 from llmir.targets import Target
 
@@ -96,7 +96,7 @@ def compile_model(
         archives = _Archives(directory, weights)
         for target in targets:
             with clock.stage(f"lowering for {target.name}"):
-                lowered = _lower(llm_ir, target, priority, manager)
+                lowered = _lower(llm_ir, target, priority, options.fusion, manager)
             with clock.stage(f"compiling for {target.name}"):
                 archive = archives.name_for(lowered)
                 modules.append(_compile(lowered, target, directory, kv, smallest, archive))
@@ -180,11 +180,11 @@ def _to_llm_ir(exported: str, manager: PassManager) -> str:
 
 
 def _lower(
-    llm_ir: str, target: Target, priority: dict[str, list[str]], manager: PassManager
+    llm_ir: str, target: Target, priority: dict[str, list[str]], fusion: str, manager: PassManager
 ) -> _Lowered:
     module = parse_module(llm_ir)
     manager.run(module, [SelectProviders(target=target.name, priority=priority)])
-    manager.run(module, FOR_TARGET)
+    manager.run(module, FUSIONS[fusion])
     providers = _provider_uses(module)
     flags = _flags(providers, target)
     manager.run(module, ["lower-llm"])
@@ -205,7 +205,7 @@ def _provider_uses(module: ir.Module) -> tuple[ProviderUse, ...]:
                 *(text_attribute(operation, f"llm.{x}") for x in _NOTES),
             )
             for operation in walk(function.operation)
-            if operation.name.startswith("llm.")
+            if is_llm_op(operation)
         )
     return tuple(
         ProviderUse(op=op, provider=provider, variant=variant, count=count, refused=refused)

@@ -24,10 +24,12 @@ from llmir.cpu_levels import OBJECTS, host_level
 from llmir.digests import DigestMemo
 from llmir.errors import OptionError
 from llmir.host import host_cpu
+from llmir.passes.pipelines import FUSIONS
 from llmir.targets import Target
 
 KV_DTYPES = ("auto", "f32", "f16", "bf16")
 PAGE_SIZES = (8, 16, 32)
+FUSION_MODES = tuple(FUSIONS)
 DEFAULT_MAX_MODEL_LEN = 8192
 DEFAULT_MAX_NUM_SEQS = 64
 
@@ -46,6 +48,8 @@ class CompileOptions:
                              tokens if those are fewer
     activations:             precision of the matmuls' inputs: "auto", one of "int8", "bf16",
                              "int16", "f32", or a mapping of roles; see compiler.activations
+    fusion:                  "all"; "ops": every kernel is a dispatch of its own; "none": every op
+                             of the model too.  For finding out where time goes, or a fault
     op_priority:             op → the providers to try, in order
     """
 
@@ -56,12 +60,14 @@ class CompileOptions:
     max_num_batched_tokens: int = 512
     max_num_seqs: int | None = None
     activations: str | Mapping[str, str] = "auto"
+    fusion: str = "all"
     op_priority: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _one_of("weights", self.weights, formats.WEIGHT_MODES)
         _one_of("kv_dtype", self.kv_dtype, KV_DTYPES)
         _one_of("page_size", self.page_size, PAGE_SIZES)
+        _one_of("fusion", self.fusion, FUSION_MODES)
         _at_least_one("max_num_batched_tokens", self.max_num_batched_tokens)
         if self.max_model_len is not None:
             _at_least_one("max_model_len", self.max_model_len)

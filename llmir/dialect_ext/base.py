@@ -109,6 +109,7 @@ class Lowering:
     flags:     iree-compile flags without which the form is wrong or slow, per target
     pages:     how it orders the elements of a KV page, where it reads or writes any; the page
                ops of a model must agree.  "rows": as the tensor's type says
+    plan:      the C kernels that it calls, a c_kernels.Plan, where it does nothing else
     """
 
     provider: str
@@ -117,6 +118,7 @@ class Lowering:
     variant: str = ""
     flags: Callable[[Target], tuple[str, ...]] = lambda target: ()
     pages: str = "rows"
+    plan: Callable[[Call], Any] | None = None
 
 
 def everywhere(call: Call, target: Target) -> str | None:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from llmir.dialect_ext.base import Call, Lowering
 from llmir.dialect_ext.c_kernels import (
-    PROVIDER,
     CKernel,
     Count,
     Id,
-    flags,
+    Plan,
+    kernel_lowering,
     needs_kernels,
-    workgroups,
+    shares,
 )
 from llmir.dialect_ext.types import TensorType
 from llmir.targets import Target
@@ -57,94 +57,57 @@ def _attention_supports(call: Call, target: Target) -> str | None:
 
 def append_lowering() -> Lowering:
     """Of llm.append_kv."""
-    return Lowering(
-        provider=PROVIDER, supports=pages_supports, emit=_emit_append, flags=flags, pages=PAGES
-    )
+    return kernel_lowering(_append_plan, pages_supports, PAGES)
 
 
 def attention_lowering() -> Lowering:
     """Of llm.paged_attention."""
-    return Lowering(
-        provider=PROVIDER,
-        supports=_attention_supports,
-        emit=_emit_attention,
-        flags=flags,
-        pages=PAGES,
-    )
+    return kernel_lowering(_attention_plan, _attention_supports, PAGES)
 
 
-def _emit_append(call: Call, symbol: str) -> str:
+def _append_plan(call: Call) -> Plan:
     """See plugins/cpu/rows.c."""
     kv = call.type_of("kv")
     _, _, heads, page_size, dim = kv.shape
-    any_kv = TensorType((None, *kv.shape[1:]), kv.dtype)
     heads_type = TensorType((None, heads, dim), "f32")
-    types = {
-        "kv": any_kv,
-        "k": heads_type,
-        "v": heads_type,
-        "slots": TensorType((None,), "i32"),
-    }
-    grid = f"""    %share_tokens = arith.constant {_TOKENS_OF_WORKGROUP} : index
-    %shares = arith.ceildivui %T, %share_tokens : index
-"""
     kernel = CKernel(
-        symbol=symbol,
         function=f"llmir_append_kv_{kv.dtype}",
-        reads=tuple(types.items()),
+        reads=("kv", "k", "v", "slots"),
         writes=(),
         tied="kv",
-        sizes=("T",),
         arguments=("kv", "k", "v", "slots", "T", heads, page_size, dim, Id(0), Count(0)),
-        grid=grid + workgroups("%shares"),
+        grid=("shares",),
     )
-    casts = "\n".join(
-        f"  %{n}_any = tensor.cast %{n} : {call.type_of(n)} to {t}" for n, t in types.items()
+    return Plan(
+        tensors={
+            "kv": TensorType((None, *kv.shape[1:]), kv.dtype),
+            "k": heads_type,
+            "v": heads_type,
+            "slots": TensorType((None,), "i32"),
+        },
+        dims={"kv": ("N",), "k": ("T",), "v": ("T",), "slots": ("T",)},
+        sizes={"T": ("slots", 0), "N": ("kv", 0)},
+        shapes=shares("T", _TOKENS_OF_WORKGROUP),
+        kernels=(kernel,),
+        results=("kv",),
     )
-    dispatch = kernel.dispatch(
-        {name: f"%{name}_any" for name in types},
-        {"kv": ["%N"], "k": ["%T"], "v": ["%T"], "slots": ["%T"]},
-        {"kv": "%kv_written"},
-    )
-    return f"""{kernel.executable()}
-{call.signature(symbol)} {{
-{casts}
-  %zero = arith.constant 0 : index
-  %T = tensor.dim %slots_any, %zero : {types["slots"]}
-  %N = tensor.dim %kv_any, %zero : {any_kv}
-  {dispatch}
-  %y = tensor.cast %kv_written : {any_kv} to {kv}
-  return %y : {kv}
-}}
-"""
 
 
-def _emit_attention(call: Call, symbol: str) -> str:
-    """Two dispatches, see plugins/cpu/attention.c: attend, and combine where that was split."""
-    q, kv = (call.type_of(n) for n in ("q", "kv"))
-    _, q_heads, dim = q.shape
+def _attention_plan(call: Call) -> Plan:
+    """Two kernels, see plugins/cpu/attention.c: attend, and combine where that was split."""
+    kv = call.type_of("kv")
+    _, q_heads, dim = call.type_of("q").shape
     _, _, heads, page_size, _ = kv.shape
     index = TensorType((None,), "i32")
-    any_q = TensorType((None, q_heads, dim), "f32")
-    any_kv = TensorType((None, *kv.shape[1:]), kv.dtype)
-    types = {
-        "q": any_q,
-        "kv": any_kv,
-        "page_table": TensorType((None, None), "i32"),
-        "token_seq": index,
-        "positions": index,
-    }
-    parts = TensorType((None,), "f32")
+    heads_type = TensorType((None, q_heads, dim), "f32")
     window, scale = int(call.attrs["window"]), float(call.attrs["scale"])
-    sizes = _sizes(q_heads, heads, page_size, dim)
+    reads = ("q", "kv", "page_table", "token_seq", "positions")
     attend = CKernel(
-        symbol=f"{symbol}_attend",
         function=f"llmir_attend_{kv.dtype}",
-        reads=tuple(types.items()),
-        writes=(("parts", parts), ("y", any_q)),
-        sizes=("T", "P"),
+        reads=reads,
+        writes=("parts", "y"),
         arguments=(
-            *types,
+            *reads,
             "parts",
             "y",
             "T",
@@ -157,55 +120,45 @@ def _emit_attention(call: Call, symbol: str) -> str:
             window,
             Id(0),
         ),
-        grid=sizes + "\n" + workgroups("%attend_count"),
+        grid=("attend_count",),
     )
     combine = CKernel(
-        symbol=f"{symbol}_combine",
         function="llmir_combine",
-        reads=(("parts", parts), ("positions", index), ("y", any_q)),
+        reads=("parts", "positions", "y"),
         writes=(),
         tied="y",
-        sizes=("T", "P"),
         arguments=("parts", "positions", "y", "T", "P", q_heads, page_size, dim, window, Id(0)),
-        grid=sizes + "\n" + workgroups("%combine_count"),
+        grid=("combine_count",),
     )
-    casts = "\n".join(
-        f"  %{n}_any = tensor.cast %{n} : {call.type_of(n)} to {t}" for n, t in types.items()
-    )
-    attended = attend.dispatch(
-        {name: f"%{name}_any" for name in types},
-        {
-            "q": ["%T"],
-            "kv": ["%N"],
-            "page_table": ["%S", "%P"],
-            "token_seq": ["%T"],
-            "positions": ["%T"],
-            "parts": ["%num_parts"],
-            "y": ["%T"],
+    return Plan(
+        tensors={
+            "q": heads_type,
+            "kv": TensorType((None, *kv.shape[1:]), kv.dtype),
+            "page_table": TensorType((None, None), "i32"),
+            "token_seq": index,
+            "positions": index,
+            "parts": TensorType((None,), "f32"),
+            "y": heads_type,
         },
-        {"parts": "%parts", "y": "%y_attended"},
+        dims={
+            "q": ("T",),
+            "kv": ("N",),
+            "page_table": ("S", "P"),
+            "token_seq": ("T",),
+            "positions": ("T",),
+            "parts": ("num_parts",),
+            "y": ("T",),
+        },
+        sizes={
+            "T": ("q", 0),
+            "N": ("kv", 0),
+            "S": ("page_table", 0),
+            "P": ("page_table", 1),
+        },
+        shapes=_sizes(q_heads, heads, page_size, dim),
+        kernels=(attend, combine),
+        results=("y",),
     )
-    combined = combine.dispatch(
-        {"parts": "%parts", "positions": "%positions_any", "y": "%y_attended"},
-        {"parts": ["%num_parts"], "positions": ["%T"], "y": ["%T"]},
-        {"y": "%y_any"},
-    )
-    return f"""{attend.executable()}{combine.executable()}
-{call.signature(symbol)} {{
-{casts}
-  %first = arith.constant 0 : index
-  %second = arith.constant 1 : index
-  %T = tensor.dim %q_any, %first : {any_q}
-  %N = tensor.dim %kv_any, %first : {any_kv}
-  %S = tensor.dim %page_table_any, %first : {types["page_table"]}
-  %P = tensor.dim %page_table_any, %second : {types["page_table"]}
-{sizes}
-  {attended}
-  {combined}
-  %y = tensor.cast %y_any : {any_q} to {q}
-  return %y : {q}
-}}
-"""
 
 
 def _sizes(q_heads: int, heads: int, page_size: int, dim: int) -> str:

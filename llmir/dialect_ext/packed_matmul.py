@@ -21,16 +21,8 @@ import numpy as np
 from llmir.dialect_ext.activations import activations_are_known, allowed
 from llmir.dialect_ext.argmax import Argmax
 from llmir.dialect_ext.base import Array, Attribute, Call, Lowering, Op, Operand
-from llmir.dialect_ext.c_kernels import (
-    PROVIDER,
-    CKernel,
-    Count,
-    Id,
-    flags,
-    needs_kernels,
-    read_workers,
-    workgroups,
-)
+from llmir.dialect_ext.c_kernels import PROVIDER, kernel_lowering, needs_kernels
+from llmir.dialect_ext.c_matmul import PLANES, argmax_plan, embedding_plan, matmul_plan
 from llmir.dialect_ext.types import TensorType, is_static
 from llmir.errors import CompileError
 from llmir.formats import packed
@@ -38,13 +30,6 @@ from llmir.formats.base import QuantLayout
 from llmir.formats.floats import to_bf16
 from llmir.targets import Target
 
-# As in plugins/cpu/matmul.c.
-CHUNK = 128  # tokens of a workgroup, at most
-_SCRATCH_ROWS = 16
-_PANEL_BYTES = 38  # for each column of a tile
-_FLOAT_PIECE_BYTES = 16 * (32 + 3) * 16 * 4
-_HAS_NORM, _HAS_BIAS, _HAS_RESIDUAL, _SILU_MUL, _BEST = 1, 2, 4, 8, 16
-_PLANES = {"int8": 1, "int12": 2, "int16": 2}
 LARGEST_INT = {"int8": 127.0, "int12": 2032.0, "int16": 32512.0}
 """The largest number that an activation is rounded to, of each precision of integers."""
 
@@ -57,7 +42,7 @@ def activations_of(format_name: str) -> tuple[str, ...]:
     if form.is_float:
         return ("bf16", "f32") if format_name == "bf16" else ("f32", "bf16")
     four_bits = form.bits == 4 and not form.table  # 16 w is a byte
-    return (*(a for a in _PLANES if four_bits or a != "int12"), "f32", "bf16")
+    return (*(a for a in PLANES if four_bits or a != "int12"), "f32", "bf16")
 
 
 class PackedMatmul(Op):
@@ -148,9 +133,7 @@ class PackedMatmul(Op):
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
-        return (
-            Lowering(provider=PROVIDER, supports=_matmul_supports, emit=_emit_matmul, flags=flags),
-        )
+        return (kernel_lowering(matmul_plan, _matmul_supports),)
 
 
 class PackedArgmax(Op):
@@ -182,9 +165,7 @@ class PackedArgmax(Op):
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
-        return (
-            Lowering(provider=PROVIDER, supports=_matmul_supports, emit=_emit_argmax, flags=flags),
-        )
+        return (kernel_lowering(argmax_plan, _matmul_supports),)
 
 
 class PackedEmbedding(Op):
@@ -220,14 +201,7 @@ class PackedEmbedding(Op):
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
-        return (
-            Lowering(
-                provider=PROVIDER,
-                supports=lambda call, target: needs_kernels(target),
-                emit=_emit_embedding,
-                flags=flags,
-            ),
-        )
+        return (kernel_lowering(embedding_plan, lambda call, target: needs_kernels(target)),)
 
 
 def packed_format(call: Call, cols: int) -> str | None:
@@ -303,186 +277,3 @@ def _matmul_supports(call: Call, target: Target) -> str | None:
     if call.attrs["activations"] not in there:
         return f"activations must be {' or '.join(there)}, not {call.attrs['activations']}"
     return None
-
-
-def _emit_matmul(call: Call, symbol: str) -> str:
-    """See plugins/cpu/matmul.c."""
-    y = TensorType((None, int(call.attrs["rows"])), "f32")
-    dispatch = _Dispatch(call, symbol, y, extra_flags=_SILU_MUL * bool(call.attrs["silu_mul"]))
-    return f"""{dispatch.executable()}
-{call.signature(symbol)} {{
-{dispatch.statements(["%T"])}
-  %y = tensor.cast %y_any : {y} to {call.results[0]}
-  return %y : {call.results[0]}
-}}
-"""
-
-
-def _emit_argmax(call: Call, symbol: str) -> str:
-    """See plugins/cpu/matmul.c: the best of each share of the rows, then the best of those."""
-    parts, ids = TensorType((None, None, 2), "f32"), TensorType((None,), "i32")
-    dispatch = _Dispatch(call, symbol, parts, extra_flags=_BEST)
-    best = CKernel(
-        symbol=f"{symbol}_best",
-        function="llmir_best",
-        reads=(("parts", parts),),
-        writes=(("ids", ids),),
-        sizes=("T", "count_n"),
-        arguments=("parts", "ids", "T", "count_n", Id(0), Count(0)),
-        grid=workgroups("1"),
-    )
-    chosen = best.dispatch(
-        {"parts": "%y_any"}, {"parts": ["%count_n", "%T"], "ids": ["%T"]}, {"ids": "%ids_any"}
-    )
-    return f"""{dispatch.executable()}{best.executable()}
-{call.signature(symbol)} {{
-{dispatch.statements(["%count_n", "%T"])}
-  {chosen}
-  %ids = tensor.cast %ids_any : {ids} to {call.results[0]}
-  return %ids : {call.results[0]}
-}}
-"""
-
-
-class _Dispatch:
-    """The dispatch of a matmul's kernel; its second result is the workgroups' scratch memory."""
-
-    def __init__(self, call: Call, symbol: str, y: TensorType, extra_flags: int) -> None:
-        self.symbol, self.call, self.y = symbol, call, y
-        self.x = TensorType((None, call.type_of("x").shape[1]), "f32")
-        self.rows, self.cols = int(call.attrs["rows"]), self.x.shape[1]
-        self.activations = str(call.attrs["activations"])
-        # T is dynamic for the kernel, also where it is static here.
-        self.loose = {"x": self.x, "residual": TensorType((None, self.rows), "f32")}
-        self.types = dict(call.present)
-        has = {name: name in self.types for name in ("norm", "bias", "residual")}
-        bits = (("norm", _HAS_NORM), ("bias", _HAS_BIAS), ("residual", _HAS_RESIDUAL))
-        self.kernel = CKernel(
-            symbol=symbol,
-            function=f"llmir_matmul_{call.attrs['format']}_{call.attrs['activations']}",
-            reads=tuple((name, self.loose.get(name, t)) for name, t in call.present),
-            writes=(("y", y), ("scratch", TensorType((None,), "i8"))),
-            sizes=("T", "W"),
-            arguments=(
-                "x",
-                "norm" if has["norm"] else "x",
-                "weight",
-                "bias" if has["bias"] else "x",
-                "residual" if has["residual"] else "x",
-                "y",
-                "scratch",
-                "T",
-                self.cols,
-                self.rows,
-                extra_flags + sum(bit for name, bit in bits if has[name]),
-                float(call.attrs["eps"]),
-                Id(0),
-                Count(0),
-                Id(1),
-                Count(1),
-            ),
-            grid=_grid(self.rows) + "\n" + workgroups("%count_n", "%count_m"),
-        )
-
-    def executable(self) -> str:
-        """Module-level MLIR."""
-        return self.kernel.executable()
-
-    def statements(self, y_dims: list[str]) -> str:
-        """MLIR that defines %y_any, %T and %count_n."""
-        operands = {name: f"%{name}" for name in self.types}
-        casts = ""
-        for name in ("x", "residual"):
-            if name in self.types:
-                casts += (
-                    f"  %{name}_any = tensor.cast %{name} : {self.types[name]} "
-                    f"to {self.loose[name]}\n"
-                )
-                operands[name] = f"%{name}_any"
-        dims = {"x": ["%T"], "residual": ["%T"], "y": y_dims, "scratch": ["%bytes"]}
-        return f"""{casts}  %zero = arith.constant 0 : index
-  %T = tensor.dim %x_any, %zero : {self.x}
-{read_workers()}
-{_grid(self.rows)}
-{_scratch_bytes(self.cols, self.activations)}
-  {self.kernel.dispatch(operands, dims, {"y": "%y_any", "scratch": "%scratch"})}"""
-
-
-def row_bytes(cols: int, activations: str) -> int:
-    """Bytes of a row of activations in scratch memory, as in plugins/cpu/activations.h."""
-    blocks = cols // packed.BLOCK
-    if activations in _PLANES:
-        return (_PLANES[activations] * cols + 16 * blocks + 63) // 64 * 64
-    return (4 * cols + 4 * blocks + 63) // 64 * 64
-
-
-def _scratch_bytes(cols: int, activations: str) -> str:
-    """%bytes of scratch memory: chunk_bytes of matmul.c for each workgroup."""
-    of_row, beside = row_bytes(cols, activations), _FLOAT_PIECE_BYTES
-    if activations in _PLANES:
-        of_row += cols // packed.BLOCK * (_PLANES[activations] * packed.BLOCK + 8)
-        beside = 2 * _PANEL_BYTES * cols
-    return f"""    %row_bytes = arith.constant {of_row} : index
-    %unpacked_bytes = arith.constant {beside} : index
-    %most_rows = arith.constant {CHUNK} : index
-    %whole_rows = arith.constant {_SCRATCH_ROWS} : index
-    %some_rows = arith.minui %T, %most_rows : index
-    %sixteens = arith.ceildivui %some_rows, %whole_rows : index
-    %chunk_rows = arith.muli %sixteens, %whole_rows : index
-    %rows_bytes = arith.muli %chunk_rows, %row_bytes : index
-    %chunk_bytes = arith.addi %rows_bytes, %unpacked_bytes : index
-    %workgroups = arith.muli %count_n, %count_m : index
-    %bytes = arith.muli %workgroups, %chunk_bytes : index"""
-
-
-def _grid(rows: int) -> str:
-    """%count_n shares of the rows × %count_m chunks of the %T tokens, for %W workers.
-
-    Each workgroup rounds the activations of its tokens itself: tokens are split first, and
-    the rows as far as it takes to have a workgroup for each worker, or two where that is cheap:
-    of 32 tokens a second rounding cost an eighth of the step.
-    """
-    units = -(-rows // packed.TILE_ROWS)
-    return f"""    %chunk_tokens = arith.constant {CHUNK} : index
-    %units = arith.constant {units} : index
-    %few_tokens = arith.constant 16 : index
-    %is_few = arith.cmpi ule, %T, %few_tokens : index
-    %of_few = arith.constant 2 : index
-    %of_many = arith.constant 1 : index
-    %per_worker = arith.select %is_few, %of_few, %of_many : index
-    %wanted = arith.muli %W, %per_worker : index
-    %chunks = arith.ceildivui %T, %chunk_tokens : index
-    %one_chunk = arith.constant 1 : index
-    %count_m = arith.maxui %chunks, %one_chunk : index
-    %shares = arith.ceildivui %wanted, %count_m : index
-    %count_n = arith.minui %shares, %units : index"""
-
-
-def _emit_embedding(call: Call, symbol: str) -> str:
-    """See plugins/cpu/rows.c."""
-    ids, y = TensorType((None,), "i32"), TensorType((None, int(call.attrs["cols"])), "f32")
-    grid = """    %share_tokens = arith.constant 16 : index
-    %shares = arith.ceildivui %T, %share_tokens : index
-"""
-    kernel = CKernel(
-        symbol=symbol,
-        function=f"llmir_rows_{call.attrs['format']}",
-        reads=(("ids", ids), ("table", call.type_of("table"))),
-        writes=(("y", y),),
-        sizes=("T",),
-        arguments=("ids", "table", "y", "T", int(call.attrs["cols"]), Id(0), Count(0)),
-        grid=grid + workgroups("%shares"),
-    )
-    dispatch = kernel.dispatch(
-        {"ids": "%ids_any", "table": "%table"}, {"ids": ["%T"], "y": ["%T"]}, {"y": "%y_any"}
-    )
-    return f"""{kernel.executable()}
-{call.signature(symbol)} {{
-  %zero = arith.constant 0 : index
-  %ids_any = tensor.cast %ids : {call.type_of("ids")} to {ids}
-  %T = tensor.dim %ids_any, %zero : {ids}
-  {dispatch}
-  %y = tensor.cast %y_any : {y} to {call.results[0]}
-  return %y : {call.results[0]}
-}}
-"""

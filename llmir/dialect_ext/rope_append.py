@@ -15,7 +15,7 @@ import numpy as np
 
 from llmir.dialect_ext.append_kv import AppendKv
 from llmir.dialect_ext.base import Array, Attribute, Call, Lowering, Op, Operand
-from llmir.dialect_ext.c_kernels import PROVIDER, CKernel, Count, Id, flags, workgroups
+from llmir.dialect_ext.c_kernels import CKernel, Count, Id, Plan, kernel_lowering, shares
 from llmir.dialect_ext.c_pages import PAGES, pages_supports
 from llmir.dialect_ext.rope import Rope
 from llmir.dialect_ext.types import TensorType, is_static
@@ -91,46 +91,25 @@ class RopeAppend(Op):
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
-        return (
-            Lowering(
-                provider=PROVIDER, supports=pages_supports, emit=_emit, flags=flags, pages=PAGES
-            ),
-        )
+        return (kernel_lowering(_plan, pages_supports, PAGES),)
 
 
-def _emit(call: Call, symbol: str) -> str:
+def _plan(call: Call) -> Plan:
     """See plugins/cpu/rows.c."""
-    qkv, kv, table = (call.type_of(n) for n in ("qkv", "kv", "table"))
-    y_static = call.results[0]
+    kv = call.type_of("kv")
     _, _, heads, page_size, dim = kv.shape
-    q_heads = y_static.shape[1]
-    any_qkv = TensorType((None, qkv.shape[1]), "f32")
-    any_kv = TensorType((None, *kv.shape[1:]), kv.dtype)
-    y = TensorType((None, q_heads, dim), "f32")
+    q_heads = call.results[0].shape[1]
     index = TensorType((None,), "i32")
-    has_q, has_k = (call.operand(n) is not None for n in ("q_norm", "k_norm"))
-    types = {
-        "qkv": any_qkv,
-        "positions": index,
-        "table": table,
-        "slots": index,
-        "kv": any_kv,
-        **{n: call.type_of(n) for n, there in (("q_norm", has_q), ("k_norm", has_k)) if there},
-    }
-    grid = f"""    %share_tokens = arith.constant {_TOKENS_OF_WORKGROUP} : index
-    %shares = arith.ceildivui %T, %share_tokens : index
-"""
+    norms = {n: t for n, t in call.present if n in ("q_norm", "k_norm")}
     kernel = CKernel(
-        symbol=symbol,
         function=f"llmir_rope_append_{kv.dtype}",
-        reads=tuple(types.items()),
-        writes=(("y", y),),
+        reads=("qkv", "positions", "table", "slots", "kv", *norms),
+        writes=("y",),
         tied="kv",
-        sizes=("T",),
         arguments=(
             "qkv",
-            "q_norm" if has_q else "qkv",
-            "k_norm" if has_k else "qkv",
+            "q_norm" if "q_norm" in norms else "qkv",
+            "k_norm" if "k_norm" in norms else "qkv",
             "positions",
             "table",
             "slots",
@@ -141,32 +120,26 @@ def _emit(call: Call, symbol: str) -> str:
             heads,
             page_size,
             dim,
-            _HAS_Q_NORM * has_q + _HAS_K_NORM * has_k,
+            _HAS_Q_NORM * ("q_norm" in norms) + _HAS_K_NORM * ("k_norm" in norms),
             float(call.attrs["eps"]),
             Id(0),
             Count(0),
         ),
-        grid=grid + workgroups("%shares"),
+        grid=("shares",),
     )
-    operands = {name: f"%{name}" for name in types}
-    casts = []
-    for name in ("qkv", "positions", "slots", "kv"):
-        casts.append(f"  %{name}_any = tensor.cast %{name} : {call.type_of(name)} to {types[name]}")
-        operands[name] = f"%{name}_any"
-    tokens = {name: ["%T"] for name in ("qkv", "positions", "slots", "y")}
-    dispatch = kernel.dispatch(
-        operands, {**tokens, "kv": ["%N"]}, {"y": "%y_any", "kv": "%kv_written"}
+    return Plan(
+        tensors={
+            "qkv": TensorType((None, call.type_of("qkv").shape[1]), "f32"),
+            "positions": index,
+            "table": call.type_of("table"),
+            "slots": index,
+            "kv": TensorType((None, *kv.shape[1:]), kv.dtype),
+            **norms,
+            "y": TensorType((None, q_heads, dim), "f32"),
+        },
+        dims={**dict.fromkeys(("qkv", "positions", "slots", "y"), ("T",)), "kv": ("N",)},
+        sizes={"T": ("qkv", 0), "N": ("kv", 0)},
+        shapes=shares("T", _TOKENS_OF_WORKGROUP),
+        kernels=(kernel,),
+        results=("y", "kv"),
     )
-    casted = "\n".join(casts)
-    return f"""{kernel.executable()}
-{call.signature(symbol)} {{
-{casted}
-  %zero = arith.constant 0 : index
-  %T = tensor.dim %qkv_any, %zero : {any_qkv}
-  %N = tensor.dim %kv_any, %zero : {any_kv}
-  {dispatch}
-  %y = tensor.cast %y_any : {y} to {y_static}
-  %kv_out = tensor.cast %kv_written : {any_kv} to {kv}
-  return %y, %kv_out : {y_static}, {kv}
-}}
-"""

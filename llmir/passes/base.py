@@ -26,6 +26,7 @@ _PASSES = {
     "select-providers": "select_providers:SelectProviders",
     "fuse-matmul": "fuse_matmul:FuseMatmul",
     "fuse-rope-append": "fuse_rope_append:FuseRopeAppend",
+    "chain-kernels": "chain_kernels:ChainKernels",
     "lower-llm": "lower_llm:LowerLlm",
 }
 

@@ -45,9 +45,18 @@ def walk(operation: ir.Operation) -> Iterator[ir.Operation]:
                 yield from walk(child.operation)
 
 
+CHAIN, YIELD = "llm.chain", "llm.yield"
+"""What holds ops and is none itself: see chain-kernels."""
+
+
+def is_llm_op(operation: ir.Operation) -> bool:
+    """Whether an operation is one of the ops of dialect_ext."""
+    return operation.name.startswith("llm.") and operation.name not in (CHAIN, YIELD)
+
+
 def llm_ops(module: ir.Module) -> list[ir.Operation]:
-    """Every llm op of a module, in program order."""
-    return [op for op in walk(module.operation) if op.name.startswith("llm.")]
+    """Every llm op of a module, in program order; those in chains too."""
+    return [op for op in walk(module.operation) if is_llm_op(op)]
 
 
 def attributes_key(operation: ir.Operation) -> tuple[tuple[str, str], ...]:
@@ -196,14 +205,14 @@ def has_one_use(value: ir.Value | None) -> bool:
     return value is not None and sum(1 for _ in value.uses) == 1
 
 
-_RESHAPES = ("tensor.expand_shape", "tensor.collapse_shape", "tensor.cast")
+RESHAPES = ("tensor.expand_shape", "tensor.collapse_shape", "tensor.cast")
 
 
 def through_reshapes(value: ir.Value | None) -> ir.Value | None:
     """What `value` was before it was only seen in other shapes."""
     while value is not None:
         operation = defining_op(value)
-        if operation is None or operation.name not in _RESHAPES:
+        if operation is None or operation.name not in RESHAPES:
             return value
         value = operation.operands[0]
     return value
@@ -228,7 +237,7 @@ def _is_dead(operation: ir.Operation) -> bool:
         return False
     if operation.name.startswith("llm."):
         return call_of(operation).op.pure
-    return operation.name in (*_RESHAPES, "tensor.dim")
+    return operation.name in (*RESHAPES, "tensor.dim")
 
 
 def create_like(

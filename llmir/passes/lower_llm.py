@@ -1,4 +1,4 @@
-"""lower-llm: every llm op becomes a call of its lowering's function, inlined.
+"""lower-llm: every llm op, and every chain of them, becomes a call of a function, inlined.
 
 Calls that are the same in every static respect share one emitted function, so
 a model of thirty equal layers emits each lowering once.
@@ -13,16 +13,20 @@ from typing import ClassVar
 from iree.compiler import ir
 
 from llmir.dialect_ext.base import Call, Lowering
+from llmir.dialect_ext.c_chain import emit_chain
 from llmir.dialect_ext.registry import find_lowering
 from llmir.errors import CompileError
 from llmir.passes.base import Pass
+from llmir.passes.chain_kernels import chain_of
 from llmir.passes.ir import (
+    CHAIN,
     attributes_key,
     call_of,
     llm_ops,
     parse_module,
     run_mlir_pipeline,
     text_attribute,
+    walk,
 )
 
 
@@ -35,6 +39,12 @@ class LowerLlm(Pass):
     def run(self, module: ir.Module) -> None:
         symbols: dict[object, str] = {}
         with module.context, ir.Location.unknown():
+            for operation in [op for op in walk(module.operation) if op.name == CHAIN]:
+                chain = chain_of(operation)
+                if chain.key not in symbols:
+                    symbols[chain.key] = symbol = f"llm_chain_{len(symbols)}"
+                    _define(module, emit_chain(chain, symbol), symbol)
+                _replace_by_call(operation, symbols[chain.key])
             for operation in llm_ops(module):
                 call = call_of(operation)
                 lowering = _noted_lowering(operation, call)

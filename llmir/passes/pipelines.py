@@ -7,8 +7,15 @@ from llmir.errors import OptionError
 TO_LLM_IR = ("raise-torch-llm", "torch-to-iree", "cse-llm", "dce-llm", "add-greedy-entry")
 """From what iree-turbine imports to llm IR; the rest is per target."""
 
-FOR_TARGET = ("pack-weights", "fuse-matmul", "fuse-rope-append", "dce-llm")
-"""Between select-providers, which needs the target, and lower-llm."""
+FUSIONS = {
+    "all": ("pack-weights", "fuse-matmul", "fuse-rope-append", "dce-llm", "chain-kernels"),
+    "ops": ("pack-weights", "fuse-matmul", "fuse-rope-append", "dce-llm"),
+    "none": ("pack-weights", "dce-llm"),
+}
+"""Between select-providers, which needs the target, and lower-llm: how much is fused.
+
+Results differ by rounding at most, and "all" gives the bits of "ops".
+"""
 
 
 def split_pipeline(text: str) -> tuple[str, ...]:

@@ -5,3 +5,4 @@
 #include "matmul.c"
 #include "attention.c"
 #include "rows.c"
+#include "team.c"

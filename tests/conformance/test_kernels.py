@@ -26,7 +26,8 @@ from plugins.elf import read_elf
 from plugins.kernels import kernels, levels_here
 
 from llmir.cpu_levels import LEVELS, IsaLevel, object_path
-from llmir.dialect_ext.packed_matmul import CHUNK, activations_of
+from llmir.dialect_ext.c_matmul import CHUNK
+from llmir.dialect_ext.packed_matmul import activations_of
 from llmir.dialect_ext.registry import get_op
 from llmir.formats import packed
 
@@ -44,6 +45,8 @@ APPENDS = {f"llmir_append_kv_{d}": d for d in DTYPES}
 ROPE_APPENDS = {f"llmir_rope_append_{d}": d for d in DTYPES}
 # test_attention calls the first for every split batch, test_best the second.
 WITH_OTHERS = ("llmir_combine", "llmir_best")
+# test_team.
+TEAM = ("llmir_claim", "llmir_done", "llmir_wait")
 
 LEVEL = pytest.mark.parametrize("level", LEVELS, ids=lambda x: x.name)
 # Few examples of small shapes in `make test`, many of large ones in `make test-targets`.
@@ -55,7 +58,7 @@ Make = Callable[..., Native | Emulated]
 
 
 def test_every_kernel_is_in_the_suite() -> None:
-    known = {*MATMULS, *ROWS, *ATTENDS, *APPENDS, *ROPE_APPENDS, *WITH_OTHERS}
+    known = {*MATMULS, *ROWS, *ATTENDS, *APPENDS, *ROPE_APPENDS, *WITH_OTHERS, *TEAM}
     for level in LEVELS:
         assert read_elf(object_path(level)).functions == known, level.name
 

@@ -88,7 +88,7 @@ def test_an_error_names_its_pass() -> None:
 
 def test_unknown_passes_and_options() -> None:
     with pytest.raises(
-        UnknownNameError, match="unknown pass 'fuse'; known: add-greedy-entry, cse-llm"
+        UnknownNameError, match="unknown pass 'fuse'; known: add-greedy-entry, chain-kernels"
     ):
         get_pass("fuse")
     with pytest.raises(UnknownNameError, match="unknown pass 'fuse'"):

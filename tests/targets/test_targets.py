@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from parity.reference import EXACT
 
 import llmir
 from llmir import targets
 from llmir.errors import CompileError, DeviceError, UnknownNameError
 from llmir.runtime.devices import available_devices, open_device
 from llmir.targets import resolve
-from parity.reference import EXACT
 
 KV_BYTES = 8 << 20
 GREEDY = llmir.SamplingParams(temperature=0, max_tokens=24, ignore_eos=True)

@@ -1,0 +1,167 @@
+"""What the C kernels of packed matmuls and tables are called with.  See plugins/cpu/matmul.c.
+
+Shape legend: T tokens, N output features, K input features, W workers.
+"""
+
+from __future__ import annotations
+
+from llmir.dialect_ext.base import Call
+from llmir.dialect_ext.c_kernels import Argument, CKernel, Count, Id, Plan, shares
+from llmir.dialect_ext.types import TensorType
+from llmir.formats import packed
+
+# As in plugins/cpu/matmul.c.
+CHUNK = 128  # tokens of a workgroup, at most
+_SCRATCH_ROWS = 16
+_PANEL_BYTES = 38  # for each column of a tile
+_FLOAT_PIECE_BYTES = 16 * (32 + 3) * 16 * 4
+_HAS_NORM, _HAS_BIAS, _HAS_RESIDUAL, _SILU_MUL, _BEST = 1, 2, 4, 8, 16
+PLANES = {"int8": 1, "int12": 2, "int16": 2}
+"""Bytes of an activation, of each precision of integers."""
+
+
+def matmul_plan(call: Call) -> Plan:
+    """Of llm.packed_matmul."""
+    y = TensorType((None, int(call.attrs["rows"])), "f32")
+    return _matmul(call, y, ("T",), _SILU_MUL * bool(call.attrs["silu_mul"]))
+
+
+def argmax_plan(call: Call) -> Plan:
+    """Of llm.packed_argmax: the best of each share of the rows, then the best of those."""
+    parts, ids = TensorType((None, None, 2), "f32"), TensorType((None,), "i32")
+    matmul = _matmul(call, parts, ("count_n", "T"), _BEST)
+    best = CKernel(
+        function="llmir_best",
+        reads=("y",),
+        writes=("ids",),
+        arguments=("y", "ids", "T", "count_n", Id(0), Count(0)),
+        grid=("1",),
+    )
+    return Plan(
+        tensors={**matmul.tensors, "ids": ids},
+        dims={**matmul.dims, "ids": ("T",)},
+        sizes=matmul.sizes,
+        shapes=matmul.shapes,
+        kernels=(*matmul.kernels, best),
+        results=("ids",),
+    )
+
+
+def embedding_plan(call: Call) -> Plan:
+    """Of llm.packed_embedding.  See plugins/cpu/rows.c."""
+    cols = int(call.attrs["cols"])
+    kernel = CKernel(
+        function=f"llmir_rows_{call.attrs['format']}",
+        reads=("ids", "table"),
+        writes=("y",),
+        arguments=("ids", "table", "y", "T", cols, Id(0), Count(0)),
+        grid=("shares",),
+    )
+    return Plan(
+        tensors={
+            "ids": TensorType((None,), "i32"),
+            "table": call.type_of("table"),
+            "y": TensorType((None, cols), "f32"),
+        },
+        dims={"ids": ("T",), "y": ("T",)},
+        sizes={"T": ("ids", 0)},
+        shapes=shares("T", 16),
+        kernels=(kernel,),
+        results=("y",),
+    )
+
+
+def _matmul(call: Call, y: TensorType, y_dims: tuple[str, ...], extra_flags: int) -> Plan:
+    rows, cols = int(call.attrs["rows"]), call.type_of("x").shape[1]
+    activations = str(call.attrs["activations"])
+    given = dict(call.present)
+    bits = (("norm", _HAS_NORM), ("bias", _HAS_BIAS), ("residual", _HAS_RESIDUAL))
+    optional: dict[str, Argument] = {n: n if n in given else "x" for n, _ in bits}
+    # T is dynamic for the kernel, also where it is static here.
+    loose = {"x": TensorType((None, cols), "f32"), "residual": TensorType((None, rows), "f32")}
+    kernel = CKernel(
+        function=f"llmir_matmul_{call.attrs['format']}_{activations}",
+        reads=tuple(given),
+        writes=("y", "scratch"),
+        arguments=(
+            "x",
+            optional["norm"],
+            "weight",
+            optional["bias"],
+            optional["residual"],
+            "y",
+            "scratch",
+            "T",
+            cols,
+            rows,
+            extra_flags + sum(bit for name, bit in bits if name in given),
+            float(call.attrs["eps"]),
+            Id(0),
+            Count(0),
+            Id(1),
+            Count(1),
+        ),
+        grid=("count_n", "count_m"),
+    )
+    return Plan(
+        tensors={
+            **{name: loose.get(name, t) for name, t in given.items()},
+            "y": y,
+            "scratch": TensorType((None,), "i8"),
+        },
+        dims={"x": ("T",), "residual": ("T",), "y": y_dims, "scratch": ("bytes",)},
+        sizes={"T": ("x", 0)},
+        shapes=_grid(rows) + "\n" + _scratch_bytes(cols, activations),
+        kernels=(kernel,),
+        results=("y",),
+    )
+
+
+def row_bytes(cols: int, activations: str) -> int:
+    """Bytes of a row of activations in scratch memory, as in plugins/cpu/activations.h."""
+    blocks = cols // packed.BLOCK
+    if activations in PLANES:
+        return (PLANES[activations] * cols + 16 * blocks + 63) // 64 * 64
+    return (4 * cols + 4 * blocks + 63) // 64 * 64
+
+
+def _scratch_bytes(cols: int, activations: str) -> str:
+    """%bytes of scratch memory: chunk_bytes of matmul.c for each workgroup."""
+    of_row, beside = row_bytes(cols, activations), _FLOAT_PIECE_BYTES
+    if activations in PLANES:
+        of_row += cols // packed.BLOCK * (PLANES[activations] * packed.BLOCK + 8)
+        beside = 2 * _PANEL_BYTES * cols
+    return f"""    %row_bytes = arith.constant {of_row} : index
+    %unpacked_bytes = arith.constant {beside} : index
+    %most_rows = arith.constant {CHUNK} : index
+    %whole_rows = arith.constant {_SCRATCH_ROWS} : index
+    %some_rows = arith.minui %T, %most_rows : index
+    %sixteens = arith.ceildivui %some_rows, %whole_rows : index
+    %chunk_rows = arith.muli %sixteens, %whole_rows : index
+    %rows_bytes = arith.muli %chunk_rows, %row_bytes : index
+    %chunk_bytes = arith.addi %rows_bytes, %unpacked_bytes : index
+    %workgroups = arith.muli %count_n, %count_m : index
+    %bytes = arith.muli %workgroups, %chunk_bytes : index"""
+
+
+def _grid(rows: int) -> str:
+    """%count_n shares of the rows × %count_m chunks of the %T tokens, for %W workers.
+
+    Each workgroup rounds the activations of its tokens itself: tokens are split first, and
+    the rows as far as it takes to have a workgroup for each worker, or two where that is cheap:
+    of 32 tokens a second rounding cost an eighth of the step.
+    """
+    units = -(-rows // packed.TILE_ROWS)
+    return f"""    %chunk_tokens = arith.constant {CHUNK} : index
+    %units = arith.constant {units} : index
+    %few_tokens = arith.constant 16 : index
+    %is_few = arith.cmpi ule, %T, %few_tokens : index
+    %of_few = arith.constant 2 : index
+    %of_many = arith.constant 1 : index
+    %per_worker = arith.select %is_few, %of_few, %of_many : index
+    %wanted = arith.muli %W, %per_worker : index
+    %chunks = arith.ceildivui %T, %chunk_tokens : index
+    %one_chunk = arith.constant 1 : index
+    %count_m = arith.maxui %chunks, %one_chunk : index
+    %shares = arith.ceildivui %wanted, %count_m : index
+    %count_n = arith.minui %shares, %units : index"""
