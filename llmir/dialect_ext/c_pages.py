@@ -16,6 +16,7 @@ from llmir.dialect_ext.c_kernels import (
     needs_kernels,
     workgroups,
 )
+from llmir.dialect_ext.kv_formats import kv_pages
 from llmir.dialect_ext.types import TensorType
 from llmir.targets import Target
 
@@ -36,10 +37,10 @@ def pages_supports(call: Call, target: Target) -> str | None:
     """A `supports` of ops on pages."""
     if reason := needs_kernels(target):
         return reason
-    kv = call.type_of("kv")
-    _, _, _, page_size, dim = kv.shape
-    if page_size % _LANES:
-        return f"pages of {page_size} tokens are not whole vectors of {_LANES}"
+    pages = kv_pages(call)
+    dim = pages.dim
+    if pages.page_size % _LANES:
+        return f"pages of {pages.page_size} tokens are not whole vectors of {_LANES}"
     if dim % _LANES or dim > _MAX_DIM:
         return f"heads of {dim} are not whole vectors of {_LANES}, at most {_MAX_DIM}"
     return None
@@ -75,8 +76,8 @@ def attention_lowering() -> Lowering:
 
 def _emit_append(call: Call, symbol: str) -> str:
     """See plugins/cpu/rows.c."""
-    kv = call.type_of("kv")
-    _, _, heads, page_size, dim = kv.shape
+    kv, pages = call.type_of("kv"), kv_pages(call)
+    heads, page_size, dim = pages.heads, pages.page_size, pages.dim
     any_kv = TensorType((None, *kv.shape[1:]), kv.dtype)
     heads_type = TensorType((None, heads, dim), "f32")
     types = {
@@ -90,7 +91,7 @@ def _emit_append(call: Call, symbol: str) -> str:
 """
     kernel = CKernel(
         symbol=symbol,
-        function=f"llmir_append_kv_{kv.dtype}",
+        function=f"llmir_append_kv_{pages.format}",
         reads=tuple(types.items()),
         writes=(),
         tied="kv",
@@ -123,7 +124,8 @@ def _emit_attention(call: Call, symbol: str) -> str:
     """Two dispatches, see plugins/cpu/attention.c: attend, and combine where that was split."""
     q, kv = (call.type_of(n) for n in ("q", "kv"))
     _, q_heads, dim = q.shape
-    _, _, heads, page_size, _ = kv.shape
+    pages = kv_pages(call)
+    heads, page_size = pages.heads, pages.page_size
     index = TensorType((None,), "i32")
     any_q = TensorType((None, q_heads, dim), "f32")
     any_kv = TensorType((None, *kv.shape[1:]), kv.dtype)
@@ -139,7 +141,7 @@ def _emit_attention(call: Call, symbol: str) -> str:
     sizes = _sizes(q_heads, heads, page_size, dim)
     attend = CKernel(
         symbol=f"{symbol}_attend",
-        function=f"llmir_attend_{kv.dtype}",
+        function=f"llmir_attend_{pages.format}",
         reads=tuple(types.items()),
         writes=(("parts", parts), ("y", any_q)),
         sizes=("T", "P"),

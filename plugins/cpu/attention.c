@@ -69,6 +69,8 @@ INLINE size_t first_position(size_t position, size_t window) {
 }
 
 INLINE f32x16 k_column(int dtype, const uint8_t *page, size_t at) {
+  if (dtype == KV_INT8) return load_int8(page + at);
+  if (dtype == KV_FP8) return load_fp8(page + at);
   return dtype == KV_F32 ? load((const float *)page + at) : load_f16((const _Float16 *)page + at);
 }
 
@@ -77,6 +79,7 @@ typedef struct {
   size_t start, from, to;
   const uint8_t *k[KV_BLOCK / LANES];  // sixteen positions each, from dim 0 on; any of those
   const uint8_t *v[KV_BLOCK / LANES];  // that are there for those that are not
+  const float *k_scale[KV_BLOCK / LANES], *v_scale[KV_BLOCK / LANES];  // int8: of them
 } KvBlock;
 
 INLINE int is_there(const KvBlock *block, size_t i) {
@@ -88,7 +91,7 @@ INLINE int is_there(const KvBlock *block, size_t i) {
 // fetches ahead ends with each.
 INLINE void prefetch_block(int dtype, const Context *context, size_t start) {
   const size_t ps = context->shape.page_size;
-  const size_t bytes = ps * context->shape.dim * kv_bytes(dtype);
+  const size_t bytes = kv_page_bytes(dtype, &context->shape);
   for (size_t at = start; at < start + KV_BLOCK && at < context->end; at += ps)
     for (int is_v = 0; is_v < 2; is_v++) {
       const uint8_t *page = kv_page(context->kv, dtype, &context->shape,
@@ -106,9 +109,14 @@ INLINE KvBlock kv_block(int dtype, const Context *context, size_t start) {
     const size_t at = is_there(&block, i) ? start + i * LANES : block.from / LANES * LANES;
     const size_t page = (size_t)context->pages[at / ps], o = at % ps;
     const size_t of_o = dtype == KV_BF16 ? 4 : kv_bytes(dtype);
-    block.k[i] = kv_page(context->kv, dtype, &context->shape, page, 0, context->head) + o * of_o;
-    block.v[i] = kv_page(context->kv, dtype, &context->shape, page, 1, context->head) +
-                 o * context->shape.dim * kv_bytes(dtype);
+    const uint8_t *k = kv_page(context->kv, dtype, &context->shape, page, 0, context->head);
+    const uint8_t *v = kv_page(context->kv, dtype, &context->shape, page, 1, context->head);
+    block.k[i] = k + o * of_o;
+    block.v[i] = v + o * context->shape.dim * kv_bytes(dtype);
+    if (dtype == KV_INT8) {
+      block.k_scale[i] = (const float *)(k + ps * context->shape.dim) + o;
+      block.v_scale[i] = (const float *)(v + ps * context->shape.dim) + o;
+    }
   }
   return block;
 }
@@ -137,6 +145,11 @@ INLINE void score(int dtype, int rows, const Tile *tile, size_t row, const KvBlo
         for (int r = 0; r < rows; r++) out[r][i] = fma16(k, q_d[r], out[r][i]);
       }
     }
+    if (dtype == KV_INT8 || dtype == KV_FP8)
+      for (int i = 0; i < 4; i++) {
+        const f32x16 unit = dtype == KV_FP8 ? splat(FP8_UNIT) : load(block->k_scale[i]);
+        for (int r = 0; r < rows; r++) out[r][i] *= unit;
+      }
   }
 }
 
@@ -187,6 +200,7 @@ INLINE i32x16 iota(void) {
 
 // From the scores s of `rows` rows to their weights p in the block, f32 or bf16 [rows, 64]; the
 // rows' maximum, weight and sums are brought up to date, all but this block's part of the sums.
+// int8, fp8: p times what V is to be multiplied by, anything where the block has no position.
 INLINE void soften(int dtype, int rows, Tile *tile, size_t row, const KvBlock *block,
                    f32x16 s[4][KV_BLOCK / LANES], float *p) {
   const size_t dim = tile->dim;
@@ -213,6 +227,10 @@ INLINE void soften(int dtype, int rows, Tile *tile, size_t row, const KvBlock *b
       sum += e;
       if (dtype == KV_BF16)
         *(u16x16_any *)((uint16_t *)(p + r * KV_BLOCK) + i * LANES) = to_bf16(e);
+      else if (dtype == KV_INT8)
+        store(p + r * KV_BLOCK + i * LANES, e * load(block->v_scale[i]));
+      else if (dtype == KV_FP8)
+        store(p + r * KV_BLOCK + i * LANES, e * splat(FP8_UNIT));
       else
         store(p + r * KV_BLOCK + i * LANES, e);
     }
@@ -544,3 +562,5 @@ void llmir_combine(const float *parts, size_t parts_at, const int32_t *positions
 ATTEND(f32, float, KV_F32)
 ATTEND(f16, _Float16, KV_F16)
 ATTEND(bf16, uint16_t, KV_BF16)
+ATTEND(int8, uint8_t, KV_INT8)
+ATTEND(fp8, uint8_t, KV_FP8)

@@ -36,7 +36,7 @@ from .emulated import Emulated, missing_qemu
 from .lowered_calls import Array, Dispatch, Machine, Runs
 from .native import Native
 
-DTYPES = ("f32", "f16", "bf16")
+DTYPES = ("f32", "f16", "bf16", "int8", "fp8")
 MATMULS = {f"llmir_matmul_{f}_{a}": (f, a) for f in packed.FORMATS for a in activations_of(f)}
 ROWS = {f"llmir_rows_{f}": f for f in packed.FORMATS}
 ATTENDS = {f"llmir_attend_{d}": d for d in DTYPES}

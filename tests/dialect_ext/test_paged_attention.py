@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from llmir.dialect_ext.kv_formats import kv_type, to_fp8, to_int8
 from llmir.dialect_ext.paged_attention import PagedAttention
 from llmir.dialect_ext.types import TensorType
 from llmir.errors import VerifyError
@@ -27,7 +29,7 @@ def types(heads: Heads, dtype: str = "f32") -> list[TensorType]:
     ints = [(None, None), (None,), (None,), (None,), (None,)]
     return [
         TensorType((None, heads.q, heads.dim), "f32"),
-        TensorType((None, 2, heads.kv, heads.page_size, heads.dim), dtype),
+        kv_type(dtype, heads.kv, heads.page_size, heads.dim),
         *(TensorType(shape, "i32") for shape in ints),
     ]
 
@@ -49,19 +51,31 @@ class Compiled:
         return np.array(self.main(*arrays).to_host())
 
     def inputs(self, batch: Ragged) -> list[tuple[Array, str]]:
-        return list(zip(batch.operands, ["f32", self.dtype, *["i32"] * 5], strict=True))
+        return inputs(batch, self.dtype)
 
     def reference(self, batch: Ragged) -> Array:
         return OP.reference(*stored(batch, self.dtype), **self.attrs)
 
 
 def stored(batch: Ragged, dtype: str) -> list[Array]:
-    """The operands, kv rounded to its dtype; bf16 as float32, as a reference takes it."""
+    """The operands, kv as its format stores it; bf16 as float32, as a reference takes it."""
     q, kv, *rest = batch.operands
-    kv = {"f32": lambda: kv, "f16": lambda: kv.astype(np.float16)}.get(
-        dtype, lambda: from_bf16(to_bf16(kv))
-    )()
-    return [q, kv, *rest]
+    return [q, STORED[dtype](kv), *rest]
+
+
+STORED: dict[str, Callable[[Array], Array]] = {
+    "f32": lambda kv: kv,
+    "f16": lambda kv: kv.astype(np.float16),
+    "bf16": lambda kv: from_bf16(to_bf16(kv)),
+    "int8": to_int8,
+    "fp8": to_fp8,
+}
+
+
+def inputs(batch: Ragged, dtype: str) -> list[tuple[Array, str]]:
+    """(values, dtype) of the operands, as `put` takes them."""
+    element = "i8" if dtype in ("int8", "fp8") else dtype
+    return list(zip(stored(batch, dtype), ["f32", element, *["i32"] * 5], strict=True))
 
 
 @pytest.fixture(params=VARIANTS, scope="module")
@@ -87,10 +101,11 @@ def test_reference_is_softmax_attention() -> None:
         ({0: TensorType((None, 9, 64), "f16")}, "operand 'q' must be f32, got .*xf16>"),
         ({0: TensorType((None, None, 64), "f32")}, "Hq and D of q must be static"),
         ({0: TensorType((None, 8, 64), "f32")}, "Hq = 8 of q must be a multiple of H = 3 of kv"),
-        ({0: TensorType((None, 9, 32), "f32")}, "dim D of .* is 32 in operand 'q'"),
-        ({1: TensorType((None, 2, 3, 64), "f32")}, r"'kv' must be \[N, 2, H, ps, D\]"),
-        ({1: TensorType((None, 1, 3, 16, 64), "f32")}, r"'kv' must be \[N, 2, H, ps, D\]"),
-        ({1: TensorType((None, 2, 3, 16, 64), "i8")}, "'kv' must be f32 or f16 or bf16"),
+        ({0: TensorType((None, 9, 32), "f32")}, "rows of 32, as D is 32; got .*x64xf32>"),
+        ({1: TensorType((None, 2, 3, 64), "f32")}, r"'kv' must be \[N, 2, H, ps, _D\]"),
+        ({1: TensorType((None, 1, 3, 16, 64), "f32")}, r"'kv' must be \[N, 2, H, ps, _D\]"),
+        ({1: TensorType((None, 2, 3, 16, 64), "i32")}, "'kv' must be f32 or f16 or bf16 or i8"),
+        ({1: TensorType((None, 2, 3, 16, 66), "i8")}, r"rows of 64 \+ 4 \(int8\) or 64 \(fp8\)"),
         ({1: TensorType((None, 2, 3, 12, 64), "f32")}, "page size must be 8, 16, 32; got 12"),
         ({1: TensorType((None, 2, 3, None, 64), "f32")}, "H, ps and D of kv must be static"),
         ({3: TensorType((None,), "i64")}, "'token_seq' must be i32"),
@@ -139,6 +154,11 @@ def test_f16_pages_are_refused_on_vulkan() -> None:
         (Heads(), "bf16", 0),
         (Heads(), "f32", 1),
         (Heads(), "bf16", 37),
+        (Heads(), "int8", 37),
+        (Heads(), "fp8", 37),
+        (Heads(page_size=32), "int8", 0),
+        (Heads(q=10, kv=2, dim=24, page_size=8), "int8", 3),
+        (Heads(q=2, kv=1, dim=6, page_size=8), "fp8", 0),
         (Heads(page_size=8), "f32", 20),
         (Heads(page_size=32), "f32", 20),
         (Heads(page_size=32), "f16", 0),
@@ -208,7 +228,7 @@ def test_large_scores_do_not_overflow(default: Compiled) -> None:
 
 
 @pytest.mark.targets
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "int8", "fp8"])
 @pytest.mark.parametrize("target", ["cuda:sm_80", "rocm:gfx942", "rocm:gfx1100", "metal"])
 def test_loops_compile_for_gpus(target: str, dtype: str, tmp_path: Path) -> None:
     text = module(OP, types(Heads(), dtype), {"scale": SCALE, "window": 7}, "loops")
@@ -224,13 +244,12 @@ def test_compiles_for_other_cpus(arch: str, variant: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.targets
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "fp8"])
 def test_vulkan_matches_the_reference(dtype: str, tmp_path: Path) -> None:
     attrs = {"scale": SCALE, "window": 20}
     operand_types = types(Heads(), dtype)
     path = compile_text(module(OP, operand_types, attrs, "loops"), "vulkan", tmp_path / "m.vmfb")
     batch = Cache(LENGTHS, Heads()).batch(MIXED, window=20)
-    inputs = zip(batch.operands, [t.dtype for t in operand_types], strict=True)
-    y = run_with_tool(path, "vulkan", list(inputs))
+    y = run_with_tool(path, "vulkan", inputs(batch, dtype))
     expected = OP.reference(*stored(batch, dtype), **attrs)
     np.testing.assert_allclose(y, expected, atol=5e-6)
