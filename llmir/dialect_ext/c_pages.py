@@ -137,16 +137,20 @@ def _emit_attention(call: Call, symbol: str) -> str:
         "positions": index,
     }
     parts = TensorType((None,), "f32")
-    window, scale = int(call.attrs["window"]), float(call.attrs["scale"])
+    sinks = call.operand("sinks")
+    with_sinks = {} if sinks is None else {"sinks": sinks}
+    window = int(call.attrs["window"])
+    scale, softcap = float(call.attrs["scale"]), float(call.attrs["softcap"])
     sizes = _sizes(q_heads, heads, page_size, dim)
     attend = CKernel(
         symbol=f"{symbol}_attend",
         function=f"llmir_attend_{pages.format}",
-        reads=tuple(types.items()),
+        reads=(*types.items(), *with_sinks.items()),
         writes=(("parts", parts), ("y", any_q)),
         sizes=("T", "P"),
         arguments=(
             *types,
+            "sinks" if with_sinks else "q",
             "parts",
             "y",
             "T",
@@ -156,7 +160,9 @@ def _emit_attention(call: Call, symbol: str) -> str:
             dim,
             "P",
             scale,
+            softcap,
             window,
+            len(with_sinks),
             Id(0),
         ),
         grid=sizes + "\n" + workgroups("%attend_count"),
@@ -164,18 +170,32 @@ def _emit_attention(call: Call, symbol: str) -> str:
     combine = CKernel(
         symbol=f"{symbol}_combine",
         function="llmir_combine",
-        reads=(("parts", parts), ("positions", index), ("y", any_q)),
+        reads=(("parts", parts), ("positions", index), *with_sinks.items(), ("y", any_q)),
         writes=(),
         tied="y",
         sizes=("T", "P"),
-        arguments=("parts", "positions", "y", "T", "P", q_heads, page_size, dim, window, Id(0)),
+        arguments=(
+            "parts",
+            "positions",
+            "sinks" if with_sinks else "parts",
+            "y",
+            "T",
+            "P",
+            q_heads,
+            page_size,
+            dim,
+            window,
+            len(with_sinks),
+            Id(0),
+        ),
         grid=sizes + "\n" + workgroups("%combine_count"),
     )
     casts = "\n".join(
         f"  %{n}_any = tensor.cast %{n} : {call.type_of(n)} to {t}" for n, t in types.items()
     )
+    sinks_value = {name: f"%{name}" for name in with_sinks}
     attended = attend.dispatch(
-        {name: f"%{name}_any" for name in types},
+        {**{name: f"%{name}_any" for name in types}, **sinks_value},
         {
             "q": ["%T"],
             "kv": ["%N"],
@@ -188,7 +208,7 @@ def _emit_attention(call: Call, symbol: str) -> str:
         {"parts": "%parts", "y": "%y_attended"},
     )
     combined = combine.dispatch(
-        {"parts": "%parts", "positions": "%positions_any", "y": "%y_attended"},
+        {"parts": "%parts", "positions": "%positions_any", **sinks_value, "y": "%y_attended"},
         {"parts": ["%num_parts"], "positions": ["%T"], "y": ["%T"]},
         {"y": "%y_any"},
     )

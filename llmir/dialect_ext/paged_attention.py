@@ -1,7 +1,7 @@
 """llm.paged_attention: causal attention of a ragged batch over a paged KV cache.
 
-    s[t, h, j] = scale * q[t, h, :] · K(token_seq[t], j, h / G)
-    y[t, h, :] = Σ_j softmax_j(s[t, h, :]) * V(token_seq[t], j, h / G)
+    s[t, h, j] = cap(scale * q[t, h, :] · K(token_seq[t], j, h / G))
+    y[t, h, :] = Σ_j e^s[t, h, j] V(token_seq[t], j, h / G) / (Σ_j e^s[t, h, j] + e^sinks[h])
     over the positions   max(0, positions[t] - window + 1) <= j <= positions[t]
 
     K(s, j, g) = kv[page_table[s, j / ps], 0, g, j % ps, :];  V: index 1
@@ -9,6 +9,8 @@
 Shape legend: T tokens, S sequences, P page-table columns, N pages of the pool,
 Hq query heads, H KV heads, G = Hq / H, ps tokens a page, D head dim; _D: D, or
 D + 4 of int8 (kv_formats.py), where K and V are what the rows read as.
+cap(s) = softcap tanh(s / softcap), or s where softcap is 0 (Gemma 2).  e^sinks[h] is 0 where there
+are no sinks, learned logits of no position (Xiao et al., 2023; gpt-oss).
 `window` 0 means no window.  The softmax is in float32 whatever kv's dtype.
 
 What holds for every lowering: a row's result depends on its own positions only,
@@ -45,6 +47,7 @@ class PagedAttention(Op):
 
     page_table i32[S, P], token_seq i32[T], positions i32[T], query_start i32[S+1],
     context_len i32[S]: as llmir.runtime.base.StepBatch has them, for one group.
+    sinks f32[Hq]?
     """
 
     name = "paged_attention"
@@ -56,8 +59,13 @@ class PagedAttention(Op):
         Operand(name="positions", dims=("T",), dtypes=("i32",)),
         Operand(name="query_start", dims=("S+1",), dtypes=("i32",)),
         Operand(name="context_len", dims=("S",), dtypes=("i32",)),
+        Operand(name="sinks", dims=("Hq",), dtypes=("f32",), optional=True, by_name=True),
     )
-    attributes = (Attribute(name="scale", kind=float), Attribute(name="window", kind=int))
+    attributes = (
+        Attribute(name="scale", kind=float),
+        Attribute(name="window", kind=int),
+        Attribute(name="softcap", kind=float, default=0.0, by_name=True),
+    )
 
     def check(self, call: Call) -> None:
         q = call.type_of("q")
@@ -75,6 +83,8 @@ class PagedAttention(Op):
         window, scale = int(call.attrs["window"]), float(call.attrs["scale"])
         self.expect(window >= 0, f"window must be >= 0, got {window}")
         self.expect(bool(np.isfinite(scale)), f"scale must be finite, got {scale}")
+        softcap = float(call.attrs["softcap"])
+        self.expect(0 <= softcap < np.inf, f"softcap must be >= 0 and finite, got {softcap}")
 
     def result_types(self, call: Call) -> tuple[TensorType, ...]:
         q = call.type_of("q")
@@ -89,9 +99,11 @@ class PagedAttention(Op):
         positions: Array,
         query_start: Array,
         context_len: Array,
+        sinks: Array | None = None,
         *,
         scale: float,
         window: int,
+        softcap: float = 0.0,
     ) -> Array:
         group, page_size = q.shape[1] // kv.shape[2], kv.shape[3]
         y = np.zeros_like(q)
@@ -104,8 +116,13 @@ class PagedAttention(Op):
             )  # [J, H, D]
             for h in range(q.shape[1]):
                 scores = scale * (k[:, h // group] @ q[t, h].astype(np.float64))
-                weights = np.exp(scores - scores.max())
-                y[t, h] = weights @ v[:, h // group] / weights.sum()
+                if softcap:
+                    scores = softcap * np.tanh(scores / softcap)
+                sink = -np.inf if sinks is None else float(sinks[h])
+                largest = max(scores.max(), sink)
+                weights = np.exp(scores - largest)
+                total = weights.sum() + np.exp(sink - largest)
+                y[t, h] = weights @ v[:, h // group] / total
         return y
 
     @property

@@ -52,18 +52,29 @@ def emit_loops(call: Call, symbol: str) -> str:
         %page = arith.index_cast %page_i32 : i32 to index
         %offset = arith.remui {j}, %ps : index"""
 
-    read_v, scale_dot = read_kv("v", "%c1", "%d"), "%score = arith.mulf %dot, %scale : f32"
+    read_v, scale_dot = read_kv("v", "%c1", "%d"), "%score_raw = arith.mulf %dot, %scale : f32"
     if pages.format == "int8":
         # Of a position that is not attended to, the row's own scale: nobody reads the score.
         scale_dot = f"""%j_there = arith.select %attends, %j, %last : index
         {place("%j_there")}
         {indented(8, read_scale("k_scale", kv, "%page, %c0, %g, %offset", pages.dim))}
         %dot_scaled = arith.mulf %dot, %k_scale : f32
-        %score = arith.mulf %dot_scaled, %scale : f32"""
+        %score_raw = arith.mulf %dot_scaled, %scale : f32"""
         read_v = f"""{read_kv("v_int", "%c1", "%d")}
         {indented(8, read_scale("v_scale", kv, "%page, %c1, %g, %offset", pages.dim))}
         %v = arith.mulf %v_int, %v_scale : f32"""
 
+    cap, softcap = "", float(call.attrs["softcap"])
+    if softcap:
+        cap = f"""%cap = arith.constant {literal(softcap)} : f32
+    %share = arith.divf %score_raw, %cap : f32
+    %tanh = math.tanh %share : f32
+    %score = arith.mulf %tanh, %cap : f32"""
+    sinks, read_sink, add_sink = call.operand("sinks"), "", ""
+    if sinks is not None:
+        read_sink = f"%sink = tensor.extract %sinks[%h] : {sinks}"
+        add_sink = """%sink_below = arith.subf %sink, %row_max : f32
+    %sink_e = math.exp %sink_below : f32"""
     row = f"""%last_i32 = tensor.extract %positions[%t] : {call.type_of("positions")}
     %last = arith.index_cast %last_i32 : i32 to index
     %end = arith.addi %last, %c1 : index
@@ -110,7 +121,8 @@ def emit_loops(call: Call, symbol: str) -> str:
         scf.yield %next : f32
     }}
     {scale_dot}
-    linalg.yield %score : f32
+    {cap}
+    linalg.yield {"%score" if cap else "%score_raw"} : f32
   }} -> {scores}
 
   %stats_empty = tensor.empty({dyn_t}) : {stats}
@@ -122,12 +134,16 @@ def emit_loops(call: Call, symbol: str) -> str:
     %t = linalg.index 0 : index
     %h = linalg.index 1 : index
     {row}
-    %row_max = scf.for %j = %first to %end step %c1 iter_args(%acc = %lowest) -> (f32) {{
+    {read_sink}
+    %row_max = scf.for %j = %first to %end step %c1
+        iter_args(%acc = {"%sink" if sinks else "%lowest"}) -> (f32) {{
         %x = tensor.extract %scores[%t, %h, %j] : {scores}
         %next = arith.maximumf %acc, %x : f32
         scf.yield %next : f32
     }}
-    %row_sum = scf.for %j = %first to %end step %c1 iter_args(%acc = %zero) -> (f32) {{
+    {add_sink}
+    %row_sum = scf.for %j = %first to %end step %c1
+        iter_args(%acc = {"%sink_e" if sinks else "%zero"}) -> (f32) {{
         %x = tensor.extract %scores[%t, %h, %j] : {scores}
         %below = arith.subf %x, %row_max : f32
         %e = math.exp %below : f32

@@ -59,9 +59,13 @@ def emit_vectors(call: Call, symbol: str) -> str:
     vec_D, vec_B, vec_W = f"vector<{D}xf32>", f"vector<{B}xf32>", f"vector<{W}xf32>"
     row = f"tensor<1x{held}x{D}xf32>"
     carried = ", ".join([f"f32, f32, {vec_D}"] * held)
+    sinks, softcap = call.operand("sinks"), float(call.attrs["softcap"])
     grid = Workgroups(
         call=call,
-        reads=("q", "kv", "page_table", "token_seq", "positions"),
+        reads=(
+            *("q", "kv", "page_table", "token_seq", "positions"),
+            *([] if sinks is None else ["sinks"]),
+        ),
         count=(num_heads // held, "T"),
     )
 
@@ -125,6 +129,13 @@ def emit_vectors(call: Call, symbol: str) -> str:
         f"%p@_D = vector.broadcast %p@_i : f32 to {vec_D}",
         f"%a@_next = vector.fma %p@_D, %v, %a@ : {vec_D}",
     ]
+    scores = "capped@" if softcap else "scores#@"
+    # A sink is a score of no value that was there before.
+    start = "%m@ = %lowest, %l@ = %zero, %acc@ = %zero_D"
+    read_sink: list[str] = []
+    if sinks is not None:
+        start = "%m@ = %sink@, %l@ = %one, %acc@ = %zero_D"
+        read_sink = each(f"%sink@ = tensor.extract %sinks[%h@] : {sinks}")
     body = f"""
     %c0 = arith.constant 0 : index
     %c1 = arith.constant 1 : index
@@ -134,6 +145,7 @@ def emit_vectors(call: Call, symbol: str) -> str:
     %held = arith.constant {held} : index
     %window = arith.constant {call.attrs["window"] or 2**31 - 1} : index
     %zero = arith.constant 0.0 : f32
+    %one = arith.constant 1.0 : f32
     %kv_zero = arith.constant {"0" if kv.dtype == "i8" else "0.0"} : {kv.dtype}
     %lowest = arith.constant -3.0e38 : f32
     %scale = arith.constant dense<{literal(float(call.attrs["scale"]))}> : {vec_W}
@@ -146,6 +158,7 @@ def emit_vectors(call: Call, symbol: str) -> str:
     %g = arith.divui %h_first, %group : index
     {indented(4, each("%h@ = arith.addi %h_first, %n@ : index"))}
     {indented(4, each(*load_q))}
+    {indented(4, read_sink)}
     %s_i32 = tensor.extract %token_seq[%t] : {call.type_of("token_seq")}
     %s = arith.index_cast %s_i32 : i32 to index
     %last_i32 = tensor.extract %positions[%t] : {call.type_of("positions")}
@@ -158,7 +171,7 @@ def emit_vectors(call: Call, symbol: str) -> str:
     %b_end = arith.addi %b_last, %c1 : index
 
     %r:{3 * held} = scf.for %b = %b_first to %b_end step %c1
-        iter_args({listed("%m@ = %lowest, %l@ = %zero, %acc@ = %zero_D")}) -> ({carried}) {{
+        iter_args({listed(start)}) -> ({carried}) {{
       %j = arith.muli %b, %block : index
       %column = arith.divui %j, %ps : index
       %o_block = arith.remui %j, %ps : index
@@ -175,7 +188,7 @@ def emit_vectors(call: Call, symbol: str) -> str:
         {indented(8, each(*dot, insert))}
         scf.yield {listed("%s@_next")} : {", ".join([vec_B] * held)}
       }}
-      {indented(6, each(*_softmax(B, D)))}
+      {indented(6, each(*_capped(B, softcap), *_softmax(B, D, scores)))}
       %sums:{held} = scf.for %i = %i_first to %i_end step %c1
           iter_args({listed("%a@ = %acc@_scaled")}) -> ({", ".join([vec_D] * held)}) {{
         %o = arith.addi %o_block, %i : index
@@ -203,14 +216,29 @@ def _dot(name: str, chunks: Sequence[int], W: int) -> list[str]:
     return lines + sum_lanes(name, f"{name}_{chunks[-1]}", W)
 
 
-def _softmax(B: int, D: int) -> list[str]:
-    """m', p, l' and the rescaled accumulator of the module's formula, from `%scores#@`."""
+def _capped(B: int, softcap: float) -> list[str]:
+    """`%capped@`: cap tanh(s / cap) of the scores, those of hidden positions as they are."""
+    vec_B = f"vector<{B}xf32>"
+    if not softcap:
+        return []
+    return [
+        f"%cap@ = arith.constant dense<{literal(softcap)}> : {vec_B}",
+        f"%share@ = arith.divf %scores#@, %cap@ : {vec_B}",
+        f"%tanh@ = math.tanh %share@ : {vec_B}",
+        f"%seen@ = arith.mulf %tanh@, %cap@ : {vec_B}",
+        f"%hides@ = arith.cmpf oeq, %scores#@, %lowest_B : {vec_B}",
+        f"%capped@ = arith.select %hides@, %lowest_B, %seen@ : vector<{B}xi1>, {vec_B}",
+    ]
+
+
+def _softmax(B: int, D: int, scores: str) -> list[str]:
+    """m', p, l' and the rescaled accumulator of the module's formula, from `scores`."""
     vec_B, vec_D = f"vector<{B}xf32>", f"vector<{D}xf32>"
     return [
-        f"%m@_block = vector.reduction <maximumf>, %scores#@ : {vec_B} into f32",
+        f"%m@_block = vector.reduction <maximumf>, %{scores} : {vec_B} into f32",
         "%m@_next = arith.maximumf %m@, %m@_block : f32",
         f"%m@_B = vector.broadcast %m@_next : f32 to {vec_B}",
-        f"%s@_below = arith.subf %scores#@, %m@_B : {vec_B}",
+        f"%s@_below = arith.subf %{scores}, %m@_B : {vec_B}",
         f"%p@ = math.exp %s@_below : {vec_B}",
         "%m@_below = arith.subf %m@, %m@_next : f32",
         "%r@ = math.exp %m@_below : f32",

@@ -3,6 +3,8 @@
 //   s[t, h, j] = scale * q[t, h, :] · K[j, h / G, :]        first(t) <= j <= positions[t]
 //   y[t, h, :] = Σ_j softmax_j(s[t, h, :]) V[j, h / G, :]
 //
+// With a soft cap, s is cap tanh(s / cap); with sinks, the sum in softmax has e^sinks[h] as well.
+//
 // The online softmax (Milakov and Gimelshein, 2018; FlashAttention) over blocks of 64
 // positions, inside chunks of 256, both at fixed absolute positions; the chunks' results are
 // combined in order.  What is done for a row depends on its own positions alone, so its bits
@@ -16,7 +18,7 @@
 //
 // ABI: pointers with an offset in elements, then sizes.
 //   q f32[T, Hq, D]  kv (pages.h)  page_table i32[S, P]  token_seq i32[T]  positions i32[T]
-//   → parts f32[T, C, Hq, D + 2] (unscaled sums, maximum, sum of weights)  y f32[T, Hq, D]
+//   sinks f32[Hq] (has_sinks)  → parts f32[T, C, Hq, D + 2] (unscaled sums, maximum, sum of weights)  y f32[T, Hq, D]
 // Workgroup id: (tile or token, chunk) and KV head, the head fastest.
 // Owns: its rows of y, or its row of parts.
 #include "amx.h"
@@ -49,6 +51,7 @@ typedef struct {
   size_t rows, dim, group;
   const int32_t *positions;  // of the tile's tokens
   size_t window;
+  float softcap;  // 0: none
   // [rows, dim], scaled; bf16: [rows, dim] as bfloat16, and rows of zeros up to sixteen.
   float q[MAX_ROW_FLOATS];
   float sums[MAX_ROW_FLOATS + AMX_ROWS * MAX_DIM];  // [rows, dim] Σ e^(s - maximum) V
@@ -198,6 +201,11 @@ INLINE i32x16 iota(void) {
   return (i32x16){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 }
 
+// s → cap tanh(s / cap).  Out of line, for the sake of the many calls of `soften`.
+static __attribute__((noinline)) void cap_scores(size_t count, f32x16 *s, float cap) {
+  for (size_t i = 0; i < count; i++) s[i] = splat(cap) * tanh16(s[i] * splat(1 / cap));
+}
+
 // From the scores s of `rows` rows to their weights p in the block, f32 or bf16 [rows, 64]; the
 // rows' maximum, weight and sums are brought up to date, all but this block's part of the sums.
 // int8, fp8: p times what V is to be multiplied by, anything where the block has no position.
@@ -205,6 +213,12 @@ INLINE void soften(int dtype, int rows, Tile *tile, size_t row, const KvBlock *b
                    f32x16 s[4][KV_BLOCK / LANES], float *p) {
   const size_t dim = tile->dim;
   f32x16 before = splat(0), now = splat(0);  // a lane per row
+  if (tile->softcap > 0) {
+    f32x16 capped[4 * KV_BLOCK / LANES];  // s itself stays in registers where there is no cap
+    for (int i = 0; i < rows * 4; i++) capped[i] = s[i / 4][i % 4];
+    cap_scores((size_t)rows * 4, capped, tile->softcap);
+    for (int i = 0; i < rows * 4; i++) s[i / 4][i % 4] = capped[i];
+  }
   for (int r = 0; r < rows; r++) {
     const size_t last = (size_t)tile->positions[(row + (size_t)r) / tile->group];
     const int32_t first = (int32_t)first_position(last, tile->window);
@@ -414,6 +428,17 @@ INLINE void add_chunk(Total *total, float *sums, size_t dim, float maximum, floa
   total->maximum = both;
 }
 
+// A logit more in the sum, that of no position (Xiao et al., 2023).
+INLINE void add_sink(Total *total, float *sums, size_t dim, float sink) {
+  const float both = sink > total->maximum ? sink : total->maximum;
+  f32x16 below = splat(0);
+  below[0] = total->maximum - both;
+  below[1] = sink - both;
+  const f32x16 factor = exp16(below);
+  for (size_t d = 0; d < dim; d += LANES) store(sums + d, load(sums + d) * splat(factor[0]));
+  total->weight = total->weight * factor[0] + factor[1];
+}
+
 INLINE void write_row(float *y, const float *sums, float weight, size_t dim) {
   for (size_t d = 0; d < dim; d += LANES) store(y + d, load(sums + d) / splat(weight));
 }
@@ -458,15 +483,16 @@ INLINE Run run_at(size_t token, size_t tile_end, const int32_t *token_seq,
 }
 
 INLINE void attend(int dtype, const float *q, uint8_t *kv, const int32_t *page_table,
-                   const int32_t *token_seq, const int32_t *positions, float *parts, float *y,
-                   size_t tokens, size_t q_heads, KvShape shape, size_t columns, float scale,
-                   size_t window, size_t id) {
+                   const int32_t *token_seq, const int32_t *positions, const float *sinks,
+                   float *parts, float *y, size_t tokens, size_t q_heads, KvShape shape,
+                   size_t columns, float scale, float softcap, size_t window, size_t id) {
   const size_t dim = shape.dim, group = q_heads / shape.heads, head = id % shape.heads;
   const size_t chunks = num_chunks(columns, shape.page_size);
   Tile tile;  // not initialised: that would be a memset
   tile.dim = dim;
   tile.group = group;
   tile.window = window;
+  tile.softcap = softcap;
   Context context = {.kv = kv, .shape = shape, .head = head};
   id /= shape.heads;
 #if defined(__AMX_BF16__)
@@ -518,6 +544,9 @@ INLINE void attend(int dtype, const float *q, uint8_t *kv, const int32_t *page_t
         add_chunk(&total[row], totals + row * dim, dim, tile.maximum[row], tile.weight[row],
                   tile.sums + row * dim);
     }
+    if (sinks)
+      for (size_t row = 0; row < tile.rows; row++)
+        add_sink(&total[row], totals + row * dim, dim, sinks[head * group + row % group]);
     for (size_t row = 0; row < tile.rows; row++)
       write_row(y + ((token + row / group) * q_heads + head * group + row % group) * dim,
                 totals + row * dim, total[row].weight, dim);
@@ -528,9 +557,10 @@ INLINE void attend(int dtype, const float *q, uint8_t *kv, const int32_t *page_t
 
 // y of one token and head from the parts; called only where the work was split.
 void llmir_combine(const float *parts, size_t parts_at, const int32_t *positions,
-                          size_t positions_at, float *y, size_t y_at, size_t tokens,
-                          size_t columns, size_t q_heads, size_t page_size, size_t dim,
-                          size_t window, size_t id) {
+                          size_t positions_at, const float *sinks, size_t sinks_at, float *y,
+                          size_t y_at, size_t tokens, size_t columns, size_t q_heads,
+                          size_t page_size, size_t dim, size_t window, size_t has_sinks,
+                          size_t id) {
   const size_t chunks = num_chunks(columns, page_size);
   if (!is_split(tokens, chunks)) return;
   const size_t token = id / q_heads, head = id % q_heads;
@@ -544,6 +574,7 @@ void llmir_combine(const float *parts, size_t parts_at, const int32_t *positions
         parts + parts_at + ((token * chunks + chunk) * q_heads + head) * (dim + 2);
     add_chunk(&total, sums, dim, part[dim], part[dim + 1], part);
   }
+  if (has_sinks) add_sink(&total, sums, dim, (sinks + sinks_at)[head]);
   write_row(y + y_at + (token * q_heads + head) * dim, sums, total.weight, dim);
 }
 
@@ -551,12 +582,14 @@ void llmir_combine(const float *parts, size_t parts_at, const int32_t *positions
   void llmir_attend_##name(                                                              \
       const float *q, size_t q_at, element *kv, size_t kv_at, const int32_t *page_table,        \
       size_t page_table_at, const int32_t *token_seq, size_t token_seq_at,                      \
-      const int32_t *positions, size_t positions_at, float *parts, size_t parts_at, float *y,   \
-      size_t y_at, size_t tokens, size_t q_heads, size_t heads, size_t page_size, size_t dim,   \
-      size_t columns, float scale, size_t window, size_t id) {                                  \
+      const int32_t *positions, size_t positions_at, const float *sinks, size_t sinks_at,       \
+      float *parts, size_t parts_at, float *y, size_t y_at, size_t tokens, size_t q_heads,      \
+      size_t heads, size_t page_size, size_t dim, size_t columns, float scale, float softcap,   \
+      size_t window, size_t has_sinks, size_t id) {                                             \
     attend(dtype, q + q_at, (uint8_t *)(kv + kv_at), page_table + page_table_at,                \
-           token_seq + token_seq_at, positions + positions_at, parts + parts_at, y + y_at,      \
-           tokens, q_heads, (KvShape){heads, page_size, dim}, columns, scale, window, id);      \
+           token_seq + token_seq_at, positions + positions_at,                                  \
+           has_sinks ? sinks + sinks_at : NULL, parts + parts_at, y + y_at, tokens, q_heads,    \
+           (KvShape){heads, page_size, dim}, columns, scale, softcap, window, id);              \
   }
 
 ATTEND(f32, float, KV_F32)

@@ -280,9 +280,17 @@ def in_rows(kv: Array, dtype: str) -> Array:
 
 
 def attention(
-    batch: Ragged, heads: Heads, dtype: str, *, window: int = 0, scale: float = 0.125
+    batch: Ragged,
+    heads: Heads,
+    dtype: str,
+    *,
+    window: int = 0,
+    scale: float = 0.125,
+    softcap: float = 0.0,
+    with_sinks: bool = False,
 ) -> Case:
     """llm.paged_attention of a batch."""
+    sinks = np.linspace(-5, 9, heads.q).astype(np.float32) if with_sinks else None
     q, kv, table, token_seq, positions, query_start, context_len = batch.operands
     stored = narrow(kv, dtype)
     types = [
@@ -290,9 +298,11 @@ def attention(
         kv_type(dtype, heads.kv, heads.page_size, heads.dim),
         TensorType((None, None), "i32"),
         *[TensorType((None,), "i32")] * 4,
+        TensorType((heads.q,), "f32") if with_sinks else None,
     ]
-    made = lowered("paged_attention", types, scale=scale, window=window)
-    rest = (table, token_seq, positions, query_start, context_len)
+    attrs = {"window": window, "softcap": softcap}
+    made = lowered("paged_attention", types, scale=scale, **attrs)
+    rest = (table, token_seq, positions, query_start, context_len, sinks)
 
     def check(results: list[Array]) -> None:
         (y,) = results
@@ -301,12 +311,12 @@ def attention(
             # The kernel rounds the scaled queries, and the weights, to bf16.
             values = wide(stored, dtype)
             scaled = from_bf16(to_bf16(q * np.float32(scale)))
-            expected = made.op.reference(scaled, values, *rest, scale=1.0, window=window)
+            expected = made.op.reference(scaled, values, *rest, scale=1.0, **attrs)
             magnitudes = np.concatenate([values[:, :1], np.abs(values[:, 1:])], 1)
-            sizes = made.op.reference(scaled, magnitudes, *rest, scale=1.0, window=window)
+            sizes = made.op.reference(scaled, magnitudes, *rest, scale=1.0, **attrs)
             slack = sizes * 2.0**-8 + 2e-5
         else:
-            expected = made.op.reference(q, stored, *rest, scale=scale, window=window)
+            expected = made.op.reference(q, stored, *rest, scale=scale, **attrs)
             slack = 1e-5 * (1 + np.abs(expected))
         worst = np.abs(y - expected) - slack
         assert (worst <= 0).all(), f"off by {worst.max()} more than rounding explains"

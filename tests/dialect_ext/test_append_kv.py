@@ -176,7 +176,7 @@ def two_layers(append: str, attention: str, num_tokens: int | None, num_pages: i
     attend = PagedAttention()
     attend_types = [q, kv, table, ints, ints, seqs, seqs]
     attend_call = attend.verify(
-        [*attend_types[:5], TensorType((None,), "i32"), seqs], {"scale": 0.2, "window": 0}
+        [*attend_types[:5], TensorType((None,), "i32"), seqs, None], {"scale": 0.2, "window": 0}
     )
     append_call = OP.verify([kv, q, q, ints], {})
     last = f"({kv}, {q}, {q}, {ints}) -> {kv}"
