@@ -201,9 +201,10 @@ INLINE i32x16 iota(void) {
   return (i32x16){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 }
 
-// s → cap tanh(s / cap).  Out of line, for the sake of the many calls of `soften`.
-static __attribute__((noinline)) void cap_scores(size_t count, f32x16 *s, float cap) {
-  for (size_t i = 0; i < count; i++) s[i] = splat(cap) * tanh16(s[i] * splat(1 / cap));
+// s[count] → cap tanh(s / cap).  Out of line and rare: `soften` is there many times.
+static __attribute__((noinline, cold)) void cap_scores(float *s, size_t count, float cap) {
+  for (size_t i = 0; i < count; i += LANES)
+    store(s + i, splat(cap) * tanh16(load(s + i) * splat(1 / cap)));
 }
 
 // From the scores s of `rows` rows to their weights p in the block, f32 or bf16 [rows, 64]; the
@@ -214,10 +215,11 @@ INLINE void soften(int dtype, int rows, Tile *tile, size_t row, const KvBlock *b
   const size_t dim = tile->dim;
   f32x16 before = splat(0), now = splat(0);  // a lane per row
   if (tile->softcap > 0) {
-    f32x16 capped[4 * KV_BLOCK / LANES];  // s itself stays in registers where there is no cap
-    for (int i = 0; i < rows * 4; i++) capped[i] = s[i / 4][i % 4];
-    cap_scores((size_t)rows * 4, capped, tile->softcap);
-    for (int i = 0; i < rows * 4; i++) s[i / 4][i % 4] = capped[i];
+    for (int r = 0; r < rows; r++)
+      for (int i = 0; i < 4; i++) store(p + r * KV_BLOCK + i * LANES, s[r][i]);
+    cap_scores(p, (size_t)rows * KV_BLOCK, tile->softcap);
+    for (int r = 0; r < rows; r++)
+      for (int i = 0; i < 4; i++) s[r][i] = load(p + r * KV_BLOCK + i * LANES);
   }
   for (int r = 0; r < rows; r++) {
     const size_t last = (size_t)tile->positions[(row + (size_t)r) / tile->group];
