@@ -43,6 +43,8 @@ VARIANTS: tuple[dict[str, str], ...] = (
     {"weights": "int4-g32"},
     {"weights": "keep", "kv_dtype": "f16"},
     {"weights": "keep", "kv_dtype": "bf16"},
+    {"weights": "keep", "kv_dtype": "int8"},
+    {"weights": "keep", "kv_dtype": "fp8"},
 )
 
 

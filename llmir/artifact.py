@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,16 +33,27 @@ from llmir.errors import (
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
 VERIFY_WEIGHTS = ("first", "always", "never")
+# KV dtype → element type and its bytes.
+KV_ELEMENTS = {
+    "f32": ("f32", 4),
+    "f16": ("f16", 2),
+    "bf16": ("bf16", 2),
+    "int8": ("i8", 1),
+    "fp8": ("i8", 1),
+}
+KV_SCALE_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KvLayout:
     """How the KV cache lies in memory.
 
-    One tensor per layer, [pages, 2, num_kv_heads, page_size, head_dim]; index 0
-    of dim 1 is K, 1 is V.  Layers of one group share page tables and have as
+    One tensor per layer, [pages, 2, num_kv_heads, page_size, row]; index 0
+    of dim 1 is K, 1 is V; a row is head_dim numbers, of int8 with the bytes of a
+    float32 scale after them.  Layers of one group share page tables and have as
     many pages.
 
+    dtype:            one of KV_ELEMENTS
     group_windows:    sliding window of each group in tokens, None for full attention
     group_of_layer:   index of each layer's group
     """
@@ -52,6 +64,27 @@ class KvLayout:
     head_dim: int
     group_windows: tuple[int | None, ...]
     group_of_layer: tuple[int, ...]
+
+    @property
+    def element(self) -> str:
+        """The element type of the tensors."""
+        return KV_ELEMENTS[self.dtype][0]
+
+    @property
+    def page_shape(self) -> tuple[int, int, int, int]:
+        """The dims of a layer's tensor after that of the pages."""
+        row = self.head_dim + (KV_SCALE_BYTES if self.dtype == "int8" else 0)
+        return (2, self.num_kv_heads, self.page_size, row)
+
+    @property
+    def page_bytes(self) -> int:
+        """Of one page of one layer."""
+        return math.prod(self.page_shape) * KV_ELEMENTS[self.dtype][1]
+
+    @property
+    def token_bytes(self) -> int:
+        """K and V of one token in one layer."""
+        return self.page_bytes // self.page_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -36,7 +36,7 @@ PROMPTS = [[5, 6, 7, 8, 9], [100, 101]]
     [
         ({"dtype": "float16"}, "compile has no option 'dtype'; it has: weights, kv_dtype, page"),
         ({"weights": "q3"}, "weights must be one of keep, f32, bf16, q8_0, .*; got 'q3'"),
-        ({"kv_dtype": "int8"}, "kv_dtype must be one of auto, f32, f16, bf16; got 'int8'"),
+        ({"kv_dtype": "i8"}, "kv_dtype must be one of auto, f32, f16, bf16, int8, fp8; got 'i8'"),
         ({"page_size": 12}, "page_size must be one of 8, 16, 32; got 12"),
         ({"max_num_seqs": 0}, "max_num_seqs must be a positive whole number; got 0"),
         ({"max_model_len": "1k"}, "max_model_len must be a positive whole number; got '1k'"),

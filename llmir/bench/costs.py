@@ -6,8 +6,9 @@ after it, n_s tokens of it in this step, w a layer's window (none: infinite).
     bytes/step = weights + Σ_layers Σ_s [min(c_s, n_s + w − 1) + n_s] · kv
         weights  every stored tensor once; of an embedding table that is not the head as
                  well nothing, as only T of its rows are looked up
-        kv       2 · num_kv_heads · head_dim · bytes per element: K and V of one token in one
-                 layer; read for the positions that the step's tokens see, written for its own
+        kv       2 · num_kv_heads · bytes per row (head_dim elements; int8: and a scale): K and V
+                 of one token in one layer; read for the positions that the step's tokens see,
+                 written for its own
 
     flops/step = 2 · matrices · T + 2 · V · hidden · L
                + Σ_layers Σ_tokens 4 · num_heads · head_dim · min(position + 1, w)
@@ -24,7 +25,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmir.artifact import Manifest
-from llmir.runtime.transfer import ELEMENT_BYTES
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -76,7 +76,7 @@ class StepCosts:
         return cls(
             weight_bytes=stored - looked_up,
             stored_weight_bytes=stored,
-            kv_token_bytes=2 * kv.num_kv_heads * kv.head_dim * ELEMENT_BYTES[kv.dtype],
+            kv_token_bytes=kv.token_bytes,
             page_size=kv.page_size,
             matrix_elements=sum(
                 t.shape[0] * t.shape[1]

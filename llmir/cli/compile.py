@@ -46,7 +46,7 @@ Examples:
     type=click.Choice(KV_DTYPES),
     default=_DEFAULT.kv_dtype,
     show_default=True,
-    help="Element type of the KV cache.",
+    help="How the KV cache stores numbers; int8: with a scale for each token and head.",
 )
 @click.option(
     "--activations",

@@ -23,7 +23,7 @@ from llmir.errors import OptionError, RequestError
 from llmir.runtime.base import F32, I32, StepBatch, StepLimits
 from llmir.targets import resolve
 
-_NUMPY = {"f32": np.float32, "f16": np.float16}
+_NUMPY = {"f32": np.float32, "f16": np.float16, "i8": np.int8}
 EPILOG = """\b
 Examples:
   llmir export-inputs model.llmir --prompt "The capital of France is" --raw -o step

@@ -16,7 +16,6 @@ from llmir.digests import DigestMemo
 from llmir.errors import ArtifactCorruptError
 from llmir.host import missing_here
 
-_ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 EPILOG = """\b
 Examples:
   llmir inspect model.llmir
@@ -50,8 +49,7 @@ def inspect(artifact: str, tensors: bool, verify_weights: str, as_json: bool) ->
 
 def kv_bytes_per_token(kv: KvLayout) -> int:
     """Bytes of KV cache that one more token of a sequence takes, all layers together."""
-    per_layer = 2 * kv.num_kv_heads * kv.head_dim * _ELEMENT_BYTES[kv.dtype]
-    return per_layer * len(kv.group_of_layer)
+    return kv.token_bytes * len(kv.group_of_layer)
 
 
 def _damage(root: Path, manifest: Manifest, verify_weights: str) -> list[str]:

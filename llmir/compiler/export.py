@@ -39,7 +39,7 @@ def step_arguments(kv: KvLayout) -> tuple[StepArgument, ...]:
     def index(name: str, *dims: str) -> StepArgument:
         return StepArgument(name=name, dtype="i32", dims=dims)
 
-    pages = ("2", str(kv.num_kv_heads), str(kv.page_size), str(kv.head_dim))
+    pages = tuple(map(str, kv.page_shape))
     return (
         index("token_ids", "T"),
         index("positions", "T"),
@@ -50,7 +50,7 @@ def step_arguments(kv: KvLayout) -> tuple[StepArgument, ...]:
         index("slots", groups, "T"),
         index("logit_rows", "L"),
         *(
-            StepArgument(name=f"kv_{layer}", dtype=kv.dtype, dims=(f"N{group}", *pages))
+            StepArgument(name=f"kv_{layer}", dtype=kv.element, dims=(f"N{group}", *pages))
             for layer, group in enumerate(kv.group_of_layer)
         ),
     )
@@ -85,13 +85,13 @@ def _trace(model: DecoderLM, kv: KvLayout, limits: Limits) -> torch.export.Expor
     num_columns = size("num_columns", -(-limits.max_model_len // kv.page_size) + 1)
     num_rows = size("num_rows", limits.max_num_batched_tokens)
     num_groups = len(kv.group_windows)
+    page = kv.page_shape
     num_pages = [Dim(f"num_pages_{g}", min=2, max=MAX_PAGES) for g in range(num_groups)]
-    page = (2, kv.num_kv_heads, kv.page_size, kv.head_dim)
 
     def index(*shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.int32, device="meta")
 
-    dtype = TORCH_DTYPES[kv.dtype]
+    dtype = TORCH_DTYPES[kv.element]
     # The sizes are examples, all different: export takes equal ones for the same size.
     arguments = (
         index(6),

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from llmir import formats
-from llmir.artifact import FORMAT_VERSION
+from llmir.artifact import FORMAT_VERSION, KV_ELEMENTS
 from llmir.compiler.activations import parse_activations
 from llmir.compiler.versions import tool_versions
 from llmir.cpu_levels import OBJECTS, host_level
@@ -27,7 +27,7 @@ from llmir.host import host_cpu
 from llmir.passes.pipelines import FUSIONS
 from llmir.targets import Target
 
-KV_DTYPES = ("auto", "f32", "f16", "bf16")
+KV_DTYPES = ("auto", *KV_ELEMENTS)
 PAGE_SIZES = (8, 16, 32)
 FUSION_MODES = tuple(FUSIONS)
 DEFAULT_MAX_MODEL_LEN = 8192
@@ -39,8 +39,10 @@ class CompileOptions:
     """Options of a compilation, the same for all its targets.
 
     weights:                 one of formats.WEIGHT_MODES; "keep" stores what the model has
-    kv_dtype:                element type of the KV cache; "auto": bf16 where every target has
-                             C kernels, which read it fastest, else f32
+    kv_dtype:                how the KV cache stores numbers: "f32", "f16", "bf16", "int8" (with
+                             a scale for each token and head), "fp8" (float8_e4m3fn); "auto":
+                             bf16 where every target has C kernels, which read it fastest, else
+                             f32
     page_size:               tokens per KV page
     max_model_len:           longest sequence; None: the model's own, at most 8192
     max_num_batched_tokens:  most tokens in a step

@@ -1,9 +1,10 @@
 """llm.append_kv: write the keys and values of this step's tokens into their pages.
 
     y = kv, but  y[slots[t] / ps, 0, :, slots[t] % ps, :] = k[t]
-                 y[slots[t] / ps, 1, :, slots[t] % ps, :] = v[t]     rounded to kv's dtype
+                 y[slots[t] / ps, 1, :, slots[t] % ps, :] = v[t]     as kv's format stores them
 
-Shape legend: T tokens, N pages of the pool, H KV heads, ps tokens a page, D head dim.
+Shape legend: T tokens, N pages of the pool, H KV heads, ps tokens a page, D head dim; _D: D, or
+D + 4 of int8 (kv_formats.py).
 One page, of one layer:
 
     [0] K: head 0: token 0 [D], token 1 [D], … token ps-1 [D];  head 1: …
@@ -23,28 +24,34 @@ from __future__ import annotations
 
 from llmir.dialect_ext.base import Array, Call, Lowering, Op, Operand
 from llmir.dialect_ext.c_pages import append_lowering
+from llmir.dialect_ext.kv_bytes import int8_scale, narrow_fp8, narrow_int8
+from llmir.dialect_ext.kv_formats import (
+    KV_OPERAND,
+    SCALE_BYTES,
+    KvPages,
+    check_kv,
+    kv_pages,
+    stored,
+)
 from llmir.dialect_ext.types import TensorType, is_static
 from llmir.dialect_ext.workgroups import Workgroups, cpu_only, indented
 from llmir.targets import Target
 
 
 class AppendKv(Op):
-    """kv f32|f16|bf16[N, 2, H, ps, D], k f32[T, H, D], v f32[T, H, D], slots i32[T] → kv."""
+    """kv f32|f16|bf16|i8[N, 2, H, ps, _D], k f32[T, H, D], v f32[T, H, D], slots i32[T] → kv."""
 
     name = "append_kv"
     pure = False
     operands = (
-        Operand(name="kv", dims=("N", 2, "H", "ps", "D"), dtypes=("f32", "f16", "bf16")),
+        KV_OPERAND,
         Operand(name="k", dims=("T", "H", "D"), dtypes=("f32",)),
         Operand(name="v", dims=("T", "H", "D"), dtypes=("f32",)),
         Operand(name="slots", dims=("T",), dtypes=("i32",)),
     )
 
     def check(self, call: Call) -> None:
-        kv = call.type_of("kv")
-        self.expect(
-            all(is_static(d) for d in kv.shape[1:]), f"H, ps and D of kv must be static, got {kv}"
-        )
+        check_kv(call)
 
     def result_types(self, call: Call) -> tuple[TensorType, ...]:
         kv = call.type_of("kv")
@@ -54,8 +61,8 @@ class AppendKv(Op):
         y, page_size = kv.copy(), kv.shape[3]
         for t, slot in enumerate(slots):
             page, offset = divmod(int(slot), page_size)
-            y[page, 0, :, offset] = k[t]
-            y[page, 1, :, offset] = v[t]
+            y[page, 0, :, offset] = stored(k[t], kv)
+            y[page, 1, :, offset] = stored(v[t], kv)
         return y
 
     @property
@@ -84,10 +91,11 @@ def _emit_rows(call: Call, symbol: str) -> str:
     Calls of T = 1, 32, 512 (3 heads of 64, two Zen 4 cores) take 0.027, 0.028 and
     0.054 ms, the scatter's 0.036, 0.047 and 0.130; an empty one takes 0.025.
     """
-    kv, k = call.type_of("kv"), call.type_of("k")
-    _, _, heads, page_size, head_dim = kv.shape
+    kv, k, pages = call.type_of("kv"), call.type_of("k"), kv_pages(call)
+    heads, page_size, head_dim = pages.heads, pages.page_size, pages.dim
     wide, narrow = f"vector<{head_dim}xf32>", f"vector<{head_dim}x{kv.dtype}>"
     row = f"tensor<1x1x1x1x{head_dim}x{kv.dtype}>"
+    scale_row = f"tensor<1x1x1x1x{SCALE_BYTES}xi8>"
     grid = Workgroups(call=call, reads=("k", "v", "slots"), count=("T",), tied="kv")
 
     def write(name: str, which: int) -> list[str]:
@@ -95,8 +103,23 @@ def _emit_rows(call: Call, symbol: str) -> str:
             f"%{name}_wide = vector.transfer_read %{name}[%wg0, %h, %c0], %zero "
             f"{{in_bounds = [true]}} : {k}, {wide}"
         ]
-        if kv.dtype != "f32":
+        if kv.dtype == "i8":
+            lines += _narrow_row(name, pages)
+        elif kv.dtype != "f32":
             lines.append(f"%{name}_row = arith.truncf %{name}_wide : {wide} to {narrow}")
+        if pages.format == "int8":
+            lines += [
+                f"%{name}_scale_empty = tensor.empty() : {scale_row}",
+                f"%{name}_scale_row = vector.transfer_write %{name}_scale_bytes, "
+                f"%{name}_scale_empty[%c0, %c0, %c0, %c0, %c0] {{in_bounds = [true]}} "
+                f": vector<{SCALE_BYTES}xi8>, {scale_row}",
+                grid.store(
+                    f"%{name}_scale_row",
+                    scale_row,
+                    ["%page", which, "%h", "%offset", head_dim],
+                    [1, 1, 1, 1, SCALE_BYTES],
+                ),
+            ]
         vector = f"%{name}_wide" if kv.dtype == "f32" else f"%{name}_row"
         return [
             *lines,
@@ -126,6 +149,25 @@ def _emit_rows(call: Call, symbol: str) -> str:
     return grid.emit(symbol, body)
 
 
+def _narrow_row(name: str, pages: KvPages) -> list[str]:
+    """`%name_row` of the vector `%name_wide`; of int8 `%name_scale_bytes` as well."""
+    dim = pages.dim
+    wide = f"vector<{dim}xf32>"
+    if pages.format == "fp8":
+        return narrow_fp8(f"{name}_row", f"{name}_wide", dim)
+    scale = f"{name}_scale"
+    return [
+        f"%{name}_sizes = math.absf %{name}_wide : {wide}",
+        f"%{name}_largest = vector.reduction <maximumf>, %{name}_sizes : {wide} into f32",
+        *int8_scale(scale, f"{name}_largest"),
+        f"%{name}_divisors = vector.broadcast %{scale}_divisor : f32 to {wide}",
+        *narrow_int8(f"{name}_row", f"{name}_wide", f"{name}_divisors", dim),
+        f"%{scale}_vector = vector.broadcast %{scale} : f32 to vector<1xf32>",
+        f"%{scale}_bytes = vector.bitcast %{scale}_vector : vector<1xf32> to "
+        f"vector<{SCALE_BYTES}xi8>",
+    ]
+
+
 def _emit_scatter(call: Call, symbol: str) -> str:
     """R = T * 2 * H rows [R, D], which rows of kv they are [R, 1], and a scatter of rows.
 
@@ -133,42 +175,81 @@ def _emit_scatter(call: Call, symbol: str) -> str:
     [T, 2, H, …], the scatter wrote wrong rows on Vulkan (llvmpipe; bf16, D = 24),
     with no error, and IREE takes a reshape back to that form: so the rows are
     made flat.  `unique_indices` is what lets them be written in parallel; two
-    padding rows of one slot may race, and nobody reads them.
+    padding rows of one slot may race, and nobody reads them.  Of int8 the largest
+    number of each row is found first, [R].
     """
     kv, k, v, slots = (call.type_of(n) for n in ("kv", "k", "v", "slots"))
-    tokens, heads, page_size, head_dim = k.shape[0], *kv.shape[2:]
+    tokens, heads, page_size, row_dim = k.shape[0], *kv.shape[2:]
+    pages = kv_pages(call)
     num_rows = tokens * 2 * heads if is_static(tokens) else None
     num_kv_rows = kv.shape[0] * 2 * heads * page_size if is_static(kv.shape[0]) else None
-    rows, kv_rows = (TensorType((n, head_dim), kv.dtype) for n in (num_rows, num_kv_rows))
+    rows, kv_rows = (TensorType((n, row_dim), kv.dtype) for n in (num_rows, num_kv_rows))
     places = TensorType((num_rows, 1), "i32")
     dyn = "" if is_static(tokens) else "%r_size"
     narrow = "" if kv.dtype == "f32" else f"%n = arith.truncf %w : f32 to {kv.dtype}"
+    if pages.format == "fp8":
+        narrow = indented(4, narrow_fp8("n", "w"))
+    elif pages.format == "int8":
+        narrow = indented(4, _narrow_element())
+    largest = TensorType((num_rows,), "f32")
     kv_shape = ", ".join(str(d) if is_static(d) else "%n_size" for d in kv.shape)
     which = """%t = arith.divui %r, %rows_of_token : index
     %in_token = arith.remui %r, %rows_of_token : index
     %x = arith.divui %in_token, %heads : index
     %h = arith.remui %in_token, %heads : index"""
+
+    def read(d: str) -> str:
+        return f"""%from_k = tensor.extract %k[%t, %h, {d}] : {k}
+    %from_v = tensor.extract %v[%t, %h, {d}] : {v}
+    %is_k = arith.cmpi eq, %x, %c0 : index
+    %w = arith.select %is_k, %from_k, %from_v : f32"""
+
+    find_largest, maps, ins, block_in, inside = "", "", "", "", ""
+    if pages.format == "int8":
+        # What is read for the scale's bytes is not taken, but must be there.
+        inside = f"""%d_last = arith.constant {pages.dim - 1} : index
+    %d_inside = arith.minui %d, %d_last : index"""
+        maps, ins = "affine_map<(r, d) -> (r)>, ", f"ins(%largest : {largest}) "
+        block_in = "%most: f32, "
+        find_largest = f"""%largest_empty = tensor.empty({dyn}) : {largest}
+  %largest = linalg.generic {{
+      indexing_maps = [affine_map<(r) -> (r)>], iterator_types = ["parallel"]
+  }} outs(%largest_empty : {largest}) {{
+  ^bb0(%o: f32):
+    %r = linalg.index 0 : index
+    {which}
+    %zero = arith.constant 0.0 : f32
+    %most = scf.for %d = %c0 to %head_dim step %c1 iter_args(%acc = %zero) -> (f32) {{
+      {read("%d")}
+      %size = math.absf %w : f32
+      %next = arith.maximumf %acc, %size : f32
+      scf.yield %next : f32
+    }}
+    linalg.yield %most : f32
+  }} -> {largest}"""
     return f"""
 {call.signature(symbol)} {{
   %c0 = arith.constant 0 : index
+  %c1 = arith.constant 1 : index
+  %head_dim = arith.constant {pages.dim} : index
   %heads = arith.constant {heads} : index
   %rows_of_token = arith.constant {2 * heads} : index
   %ps = arith.constant {page_size} : index
   %t_size = tensor.dim %slots, %c0 : {slots}
   %r_size = arith.muli %t_size, %rows_of_token : index
   %n_size = tensor.dim %kv, %c0 : {kv}
+  {find_largest}
   %rows_empty = tensor.empty({dyn}) : {rows}
   %rows = linalg.generic {{
-      indexing_maps = [affine_map<(r, d) -> (r, d)>], iterator_types = ["parallel", "parallel"]
-  }} outs(%rows_empty : {rows}) {{
-  ^bb0(%o: {kv.dtype}):
+      indexing_maps = [{maps}affine_map<(r, d) -> (r, d)>],
+      iterator_types = ["parallel", "parallel"]
+  }} {ins}outs(%rows_empty : {rows}) {{
+  ^bb0({block_in}%o: {kv.dtype}):
     %r = linalg.index 0 : index
     %d = linalg.index 1 : index
     {which}
-    %from_k = tensor.extract %k[%t, %h, %d] : {k}
-    %from_v = tensor.extract %v[%t, %h, %d] : {v}
-    %is_k = arith.cmpi eq, %x, %c0 : index
-    %w = arith.select %is_k, %from_k, %from_v : f32
+    {inside}
+    {read("%d_inside" if inside else "%d")}
     {narrow}
     linalg.yield {"%n" if narrow else "%w"} : {kv.dtype}
   }} -> {rows}
@@ -201,3 +282,23 @@ def _emit_scatter(call: Call, symbol: str) -> str:
   return %y : {kv}
 }}
 """
+
+
+def _narrow_element() -> list[str]:
+    """`%n`: byte %d of the int8 row with `%most` = max |x|, whose number there is `%w`."""
+    return [
+        *int8_scale("scale", "most"),
+        *narrow_int8("q", "w", "scale_divisor"),
+        "%scale_bits = arith.bitcast %scale : f32 to i32",
+        "%byte_at = arith.subi %d, %head_dim : index",
+        "%byte_at_i32 = arith.index_cast %byte_at : index to i32",
+        "%eight = arith.constant 8 : i32",
+        "%wanted_shift = arith.muli %byte_at_i32, %eight : i32",
+        # Before the scale's bytes nobody takes the result; a shift must be less than 32 there too.
+        "%no_shift = arith.constant 0 : i32",
+        "%is_q = arith.cmpi ult, %d, %head_dim : index",
+        "%shift = arith.select %is_q, %no_shift, %wanted_shift : i32",
+        "%scale_there = arith.shrui %scale_bits, %shift : i32",
+        "%scale_byte = arith.trunci %scale_there : i32 to i8",
+        "%n = arith.select %is_q, %q, %scale_byte : i8",
+    ]

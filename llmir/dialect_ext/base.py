@@ -43,21 +43,27 @@ class Operand:
                a number is a size.  A name that starts with "_" is not compared.
     dtypes:    the element types it may have
     optional:  whether it may be absent
+    by_name:   an optional one that torch's callers leave out, or pass by name after the others
     """
 
     name: str
     dims: tuple[str | int, ...]
     dtypes: tuple[str, ...]
     optional: bool = False
+    by_name: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Attribute:
-    """One static attribute: an int, float, bool or str.  One with a default may be left out."""
+    """One static attribute: an int, float, bool or str.  One with a default may be left out.
+
+    by_name: torch's callers too may leave it out, or pass it by name
+    """
 
     name: str
     kind: type[int] | type[float] | type[bool] | type[str]
     default: AttrValue | None = None
+    by_name: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,6 +220,11 @@ class Op(ABC):
     def operand_index(self, name: str) -> int:
         """Position of an operand in the signature."""
         return [o.name for o in self.operands].index(name)
+
+    @property
+    def torch_arguments(self) -> tuple[Operand | Attribute, ...]:
+        """What torch.ops.llm.<name> takes, in order: those that may be left out are the last."""
+        return tuple(sorted((*self.operands, *self.attributes), key=lambda a: a.by_name))
 
     @property
     def has_optional(self) -> bool:

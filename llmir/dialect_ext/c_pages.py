@@ -16,6 +16,7 @@ from llmir.dialect_ext.c_kernels import (
     needs_kernels,
     shares,
 )
+from llmir.dialect_ext.kv_formats import kv_pages
 from llmir.dialect_ext.types import TensorType
 from llmir.targets import Target
 
@@ -36,10 +37,10 @@ def pages_supports(call: Call, target: Target) -> str | None:
     """A `supports` of ops on pages."""
     if reason := needs_kernels(target):
         return reason
-    kv = call.type_of("kv")
-    _, _, _, page_size, dim = kv.shape
-    if page_size % _LANES:
-        return f"pages of {page_size} tokens are not whole vectors of {_LANES}"
+    pages = kv_pages(call)
+    dim = pages.dim
+    if pages.page_size % _LANES:
+        return f"pages of {pages.page_size} tokens are not whole vectors of {_LANES}"
     if dim % _LANES or dim > _MAX_DIM:
         return f"heads of {dim} are not whole vectors of {_LANES}, at most {_MAX_DIM}"
     return None
@@ -67,11 +68,11 @@ def attention_lowering() -> Lowering:
 
 def _append_plan(call: Call) -> Plan:
     """See plugins/cpu/rows.c."""
-    kv = call.type_of("kv")
-    _, _, heads, page_size, dim = kv.shape
+    kv, pages = call.type_of("kv"), kv_pages(call)
+    heads, page_size, dim = pages.heads, pages.page_size, pages.dim
     heads_type = TensorType((None, heads, dim), "f32")
     kernel = CKernel(
-        function=f"llmir_append_kv_{kv.dtype}",
+        function=f"llmir_append_kv_{pages.format}",
         reads=("kv", "k", "v", "slots"),
         writes=(),
         tied="kv",
@@ -95,19 +96,23 @@ def _append_plan(call: Call) -> Plan:
 
 def _attention_plan(call: Call) -> Plan:
     """Two kernels, see plugins/cpu/attention.c: attend, and combine where that was split."""
-    kv = call.type_of("kv")
+    kv, pages = call.type_of("kv"), kv_pages(call)
     _, q_heads, dim = call.type_of("q").shape
-    _, _, heads, page_size, _ = kv.shape
+    heads, page_size = pages.heads, pages.page_size
     index = TensorType((None,), "i32")
     heads_type = TensorType((None, q_heads, dim), "f32")
-    window, scale = int(call.attrs["window"]), float(call.attrs["scale"])
+    window = int(call.attrs["window"])
+    scale, softcap = float(call.attrs["scale"]), float(call.attrs["softcap"])
     reads = ("q", "kv", "page_table", "token_seq", "positions")
+    found = call.operand("sinks")
+    sinks = {} if found is None else {"sinks": found}
     attend = CKernel(
-        function=f"llmir_attend_{kv.dtype}",
-        reads=reads,
+        function=f"llmir_attend_{pages.format}",
+        reads=(*reads, *sinks),
         writes=("parts", "y"),
         arguments=(
             *reads,
+            "sinks" if sinks else "q",
             "parts",
             "y",
             "T",
@@ -117,17 +122,32 @@ def _attention_plan(call: Call) -> Plan:
             dim,
             "P",
             scale,
+            softcap,
             window,
+            len(sinks),
             Id(0),
         ),
         grid=("attend_count",),
     )
     combine = CKernel(
         function="llmir_combine",
-        reads=("parts", "positions", "y"),
+        reads=("parts", "positions", *sinks, "y"),
         writes=(),
         tied="y",
-        arguments=("parts", "positions", "y", "T", "P", q_heads, page_size, dim, window, Id(0)),
+        arguments=(
+            "parts",
+            "positions",
+            "sinks" if sinks else "parts",
+            "y",
+            "T",
+            "P",
+            q_heads,
+            page_size,
+            dim,
+            window,
+            len(sinks),
+            Id(0),
+        ),
         grid=("combine_count",),
     )
     return Plan(
@@ -137,6 +157,7 @@ def _attention_plan(call: Call) -> Plan:
             "page_table": TensorType((None, None), "i32"),
             "token_seq": index,
             "positions": index,
+            **sinks,
             "parts": TensorType((None,), "f32"),
             "y": heads_type,
         },

@@ -15,12 +15,16 @@ paged_attention_vectors.py is the form for CPUs.
 from __future__ import annotations
 
 from llmir.dialect_ext.base import Call, literal
+from llmir.dialect_ext.kv_bytes import read_scale, widen
+from llmir.dialect_ext.kv_formats import kv_pages
 from llmir.dialect_ext.types import TensorType, is_static
+from llmir.dialect_ext.workgroups import indented
 
 
 def emit_loops(call: Call, symbol: str) -> str:
     """The function.  Scores outside a row's positions are never computed nor read."""
     q, kv, table = call.type_of("q"), call.type_of("kv"), call.type_of("page_table")
+    pages = kv_pages(call)
     tokens, num_heads, head_dim = q.shape
     page_size, window = kv.shape[3], int(call.attrs["window"])
     columns = table.shape[1]
@@ -30,18 +34,47 @@ def emit_loops(call: Call, symbol: str) -> str:
     stats = TensorType((tokens, num_heads), "f32")
     dyn_t = "" if is_static(tokens) else "%t_size"
     dyn_tc = ", ".join(filter(None, (dyn_t, "" if is_static(columns) else "%c_size")))
-    widen = "" if kv.dtype == "f32" else f"arith.extf %raw : {kv.dtype} to f32"
 
     def read_kv(name: str, which: str, d: str) -> str:
         """`%name`: element d of K (%c0) or V (%c1) at position %j of sequence %s, head %g."""
-        raw = "raw" if widen else name
-        read = f"""%column = arith.divui %j, %ps : index
+        raw = name if pages.format == "f32" else "raw"
+        read = f"""{place("%j")}
+        %{raw} = tensor.extract %kv[%page, {which}, %g, %offset, {d}] : {kv}"""
+        if pages.format in ("f16", "bf16"):
+            read += f"\n        %{name} = arith.extf %raw : {kv.dtype} to f32"
+        elif kv.dtype == "i8":
+            read += "\n        " + indented(8, widen(name, "raw", pages.format))
+        return read
+
+    def place(j: str) -> str:
+        return f"""%column = arith.divui {j}, %ps : index
         %page_i32 = tensor.extract %page_table[%s, %column] : {table}
         %page = arith.index_cast %page_i32 : i32 to index
-        %offset = arith.remui %j, %ps : index
-        %{raw} = tensor.extract %kv[%page, {which}, %g, %offset, {d}] : {kv}"""
-        return read + (f"\n        %{name} = {widen}" if widen else "")
+        %offset = arith.remui {j}, %ps : index"""
 
+    read_v, scale_dot = read_kv("v", "%c1", "%d"), "%score_raw = arith.mulf %dot, %scale : f32"
+    if pages.format == "int8":
+        # Of a position that is not attended to, the row's own scale: nobody reads the score.
+        scale_dot = f"""%j_there = arith.select %attends, %j, %last : index
+        {place("%j_there")}
+        {indented(8, read_scale("k_scale", kv, "%page, %c0, %g, %offset", pages.dim))}
+        %dot_scaled = arith.mulf %dot, %k_scale : f32
+        %score_raw = arith.mulf %dot_scaled, %scale : f32"""
+        read_v = f"""{read_kv("v_int", "%c1", "%d")}
+        {indented(8, read_scale("v_scale", kv, "%page, %c1, %g, %offset", pages.dim))}
+        %v = arith.mulf %v_int, %v_scale : f32"""
+
+    cap, softcap = "", float(call.attrs["softcap"])
+    if softcap:
+        cap = f"""%cap = arith.constant {literal(softcap)} : f32
+    %share = arith.divf %score_raw, %cap : f32
+    %tanh = math.tanh %share : f32
+    %score = arith.mulf %tanh, %cap : f32"""
+    sinks, read_sink, add_sink = call.operand("sinks"), "", ""
+    if sinks is not None:
+        read_sink = f"%sink = tensor.extract %sinks[%h] : {sinks}"
+        add_sink = """%sink_below = arith.subf %sink, %row_max : f32
+    %sink_e = math.exp %sink_below : f32"""
     row = f"""%last_i32 = tensor.extract %positions[%t] : {call.type_of("positions")}
     %last = arith.index_cast %last_i32 : i32 to index
     %end = arith.addi %last, %c1 : index
@@ -87,8 +120,9 @@ def emit_loops(call: Call, symbol: str) -> str:
         %next = arith.addf %acc, %product : f32
         scf.yield %next : f32
     }}
-    %score = arith.mulf %dot, %scale : f32
-    linalg.yield %score : f32
+    {scale_dot}
+    {cap}
+    linalg.yield {"%score" if cap else "%score_raw"} : f32
   }} -> {scores}
 
   %stats_empty = tensor.empty({dyn_t}) : {stats}
@@ -100,12 +134,16 @@ def emit_loops(call: Call, symbol: str) -> str:
     %t = linalg.index 0 : index
     %h = linalg.index 1 : index
     {row}
-    %row_max = scf.for %j = %first to %end step %c1 iter_args(%acc = %lowest) -> (f32) {{
+    {read_sink}
+    %row_max = scf.for %j = %first to %end step %c1
+        iter_args(%acc = {"%sink" if sinks else "%lowest"}) -> (f32) {{
         %x = tensor.extract %scores[%t, %h, %j] : {scores}
         %next = arith.maximumf %acc, %x : f32
         scf.yield %next : f32
     }}
-    %row_sum = scf.for %j = %first to %end step %c1 iter_args(%acc = %zero) -> (f32) {{
+    {add_sink}
+    %row_sum = scf.for %j = %first to %end step %c1
+        iter_args(%acc = {"%sink_e" if sinks else "%zero"}) -> (f32) {{
         %x = tensor.extract %scores[%t, %h, %j] : {scores}
         %below = arith.subf %x, %row_max : f32
         %e = math.exp %below : f32
@@ -128,7 +166,7 @@ def emit_loops(call: Call, symbol: str) -> str:
     {row}
     {sequence}
     %total = scf.for %j = %first to %end step %c1 iter_args(%acc = %zero) -> (f32) {{
-        {read_kv("v", "%c1", "%d")}
+        {read_v}
         %x = tensor.extract %scores[%t, %h, %j] : {scores}
         %below = arith.subf %x, %row_max : f32
         %e = math.exp %below : f32

@@ -35,6 +35,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from llmir.dialect_ext.base import Call, literal
+from llmir.dialect_ext.kv_bytes import widen
+from llmir.dialect_ext.kv_formats import SCALE_BYTES, kv_pages
 from llmir.dialect_ext.workgroups import Workgroups, indented, sum_lanes
 
 _MAX_HEADS = 4  # query heads a workgroup holds, and …
@@ -45,7 +47,8 @@ def emit_vectors(call: Call, symbol: str) -> str:
     """The function, for any D and any page size of the op."""
     q, kv = call.type_of("q"), call.type_of("kv")
     _, num_heads, D = q.shape
-    page_size = kv.shape[3]
+    pages = kv_pages(call)
+    page_size, is_int8 = pages.page_size, pages.format == "int8"
     group = num_heads // kv.shape[2]
     held = max(
         n for n in range(1, _MAX_HEADS + 1) if group % n == 0 and (n == 1 or n * D <= _MAX_LANES)
@@ -56,9 +59,13 @@ def emit_vectors(call: Call, symbol: str) -> str:
     vec_D, vec_B, vec_W = f"vector<{D}xf32>", f"vector<{B}xf32>", f"vector<{W}xf32>"
     row = f"tensor<1x{held}x{D}xf32>"
     carried = ", ".join([f"f32, f32, {vec_D}"] * held)
+    sinks, softcap = call.operand("sinks"), float(call.attrs["softcap"])
     grid = Workgroups(
         call=call,
-        reads=("q", "kv", "page_table", "token_seq", "positions"),
+        reads=(
+            *("q", "kv", "page_table", "token_seq", "positions"),
+            *([] if sinks is None else ["sinks"]),
+        ),
         count=(num_heads // held, "T"),
     )
 
@@ -79,8 +86,21 @@ def emit_vectors(call: Call, symbol: str) -> str:
         )
         if kv.dtype == "f32":
             return [f"%{name} = {read}"]
-        widen = f"arith.extf %{name}_raw : {raw} to vector<{lanes}xf32>"
-        return [f"%{name}_raw = {read}", f"%{name} = {widen}"]
+        if kv.dtype == "i8":
+            return [f"%{name}_raw = {read}", *widen(name, f"{name}_raw", pages.format, lanes)]
+        wider = f"arith.extf %{name}_raw : {raw} to vector<{lanes}xf32>"
+        return [f"%{name}_raw = {read}", f"%{name} = {wider}"]
+
+    def read_scale(name: str, which: str) -> list[str]:
+        """`%name`: the scale of K or V at offset %o of %page."""
+        raw = f"vector<{SCALE_BYTES}xi8>"
+        return [
+            f"%{name}_at = arith.constant {D} : index",
+            f"%{name}_raw = vector.transfer_read %kv[%page, {which}, %g, %o, %{name}_at], %kv_zero "
+            f"{{in_bounds = [true]}} : {kv}, {raw}",
+            f"%{name}_bits = vector.bitcast %{name}_raw : {raw} to vector<1xf32>",
+            f"%{name} = vector.extract %{name}_bits[0] : f32 from vector<1xf32>",
+        ]
 
     load_q = [
         line
@@ -92,12 +112,30 @@ def emit_vectors(call: Call, symbol: str) -> str:
         )
     ]
     load_k = [line for c in chunks for line in read_kv(f"k{c}", "%c0", f"%d{c}", W)]
+    load_v = read_kv("v", "%c1", "%c0", D)
+    dot = _dot("dot@", chunks, W)
+    if is_int8:
+        load_k += read_scale("k_scale", "%c0")
+        dot = [*_dot("sum@", chunks, W), "%dot@ = arith.mulf %sum@, %k_scale : f32"]
+        load_v = [
+            *read_kv("v_int", "%c1", "%c0", D),
+            *read_scale("v_scale", "%c1"),
+            f"%v_scale_D = vector.broadcast %v_scale : f32 to {vec_D}",
+            f"%v = arith.mulf %v_int, %v_scale_D : {vec_D}",
+        ]
     insert = f"%s@_next = vector.insert %dot@, %s@ [%i] : f32 into {vec_B}"
     accumulate = [
         f"%p@_i = vector.extract %p@[%i] : f32 from {vec_B}",
         f"%p@_D = vector.broadcast %p@_i : f32 to {vec_D}",
         f"%a@_next = vector.fma %p@_D, %v, %a@ : {vec_D}",
     ]
+    scores = "capped@" if softcap else "scores#@"
+    # A sink is a score of no value that was there before.
+    start = "%m@ = %lowest, %l@ = %zero, %acc@ = %zero_D"
+    read_sink: list[str] = []
+    if sinks is not None:
+        start = "%m@ = %sink@, %l@ = %one, %acc@ = %zero_D"
+        read_sink = each(f"%sink@ = tensor.extract %sinks[%h@] : {sinks}")
     body = f"""
     %c0 = arith.constant 0 : index
     %c1 = arith.constant 1 : index
@@ -107,7 +145,8 @@ def emit_vectors(call: Call, symbol: str) -> str:
     %held = arith.constant {held} : index
     %window = arith.constant {call.attrs["window"] or 2**31 - 1} : index
     %zero = arith.constant 0.0 : f32
-    %kv_zero = arith.constant 0.0 : {kv.dtype}
+    %one = arith.constant 1.0 : f32
+    %kv_zero = arith.constant {"0" if kv.dtype == "i8" else "0.0"} : {kv.dtype}
     %lowest = arith.constant -3.0e38 : f32
     %scale = arith.constant dense<{literal(float(call.attrs["scale"]))}> : {vec_W}
     %lowest_B = arith.constant dense<-3.0e38> : {vec_B}
@@ -119,6 +158,7 @@ def emit_vectors(call: Call, symbol: str) -> str:
     %g = arith.divui %h_first, %group : index
     {indented(4, each("%h@ = arith.addi %h_first, %n@ : index"))}
     {indented(4, each(*load_q))}
+    {indented(4, read_sink)}
     %s_i32 = tensor.extract %token_seq[%t] : {call.type_of("token_seq")}
     %s = arith.index_cast %s_i32 : i32 to index
     %last_i32 = tensor.extract %positions[%t] : {call.type_of("positions")}
@@ -131,7 +171,7 @@ def emit_vectors(call: Call, symbol: str) -> str:
     %b_end = arith.addi %b_last, %c1 : index
 
     %r:{3 * held} = scf.for %b = %b_first to %b_end step %c1
-        iter_args({listed("%m@ = %lowest, %l@ = %zero, %acc@ = %zero_D")}) -> ({carried}) {{
+        iter_args({listed(start)}) -> ({carried}) {{
       %j = arith.muli %b, %block : index
       %column = arith.divui %j, %ps : index
       %o_block = arith.remui %j, %ps : index
@@ -145,14 +185,14 @@ def emit_vectors(call: Call, symbol: str) -> str:
           iter_args({listed("%s@ = %lowest_B")}) -> ({", ".join([vec_B] * held)}) {{
         %o = arith.addi %o_block, %i : index
         {indented(8, load_k)}
-        {indented(8, each(*_dot(chunks, W), insert))}
+        {indented(8, each(*dot, insert))}
         scf.yield {listed("%s@_next")} : {", ".join([vec_B] * held)}
       }}
-      {indented(6, each(*_softmax(B, D)))}
+      {indented(6, each(*_capped(B, softcap), *_softmax(B, D, scores)))}
       %sums:{held} = scf.for %i = %i_first to %i_end step %c1
           iter_args({listed("%a@ = %acc@_scaled")}) -> ({", ".join([vec_D] * held)}) {{
         %o = arith.addi %o_block, %i : index
-        {indented(8, read_kv("v", "%c1", "%c0", D))}
+        {indented(8, load_v)}
         {indented(8, each(*accumulate))}
         scf.yield {listed("%a@_next")} : {", ".join([vec_D] * held)}
       }}
@@ -166,22 +206,39 @@ def emit_vectors(call: Call, symbol: str) -> str:
     return grid.emit(symbol, body)
 
 
-def _dot(chunks: Sequence[int], W: int) -> list[str]:
-    """`%dot@` = q · k: one fused multiply-add per chunk, then the lanes halved."""
+def _dot(name: str, chunks: Sequence[int], W: int) -> list[str]:
+    """`%name` = q · k: one fused multiply-add per chunk, then the lanes halved."""
     vec_W = f"vector<{W}xf32>"
-    lines = [f"%dot@_{chunks[0]} = arith.mulf %q@_{chunks[0]}, %k{chunks[0]} : {vec_W}"]
-    lines += [f"%dot@_{c} = vector.fma %q@_{c}, %k{c}, %dot@_{c - W} : {vec_W}" for c in chunks[1:]]
-    return lines + sum_lanes("dot@", f"dot@_{chunks[-1]}", W)
+    lines = [f"%{name}_{chunks[0]} = arith.mulf %q@_{chunks[0]}, %k{chunks[0]} : {vec_W}"]
+    lines += [
+        f"%{name}_{c} = vector.fma %q@_{c}, %k{c}, %{name}_{c - W} : {vec_W}" for c in chunks[1:]
+    ]
+    return lines + sum_lanes(name, f"{name}_{chunks[-1]}", W)
 
 
-def _softmax(B: int, D: int) -> list[str]:
-    """m', p, l' and the rescaled accumulator of the module's formula, from `%scores#@`."""
+def _capped(B: int, softcap: float) -> list[str]:
+    """`%capped@`: cap tanh(s / cap) of the scores, those of hidden positions as they are."""
+    vec_B = f"vector<{B}xf32>"
+    if not softcap:
+        return []
+    return [
+        f"%cap@ = arith.constant dense<{literal(softcap)}> : {vec_B}",
+        f"%share@ = arith.divf %scores#@, %cap@ : {vec_B}",
+        f"%tanh@ = math.tanh %share@ : {vec_B}",
+        f"%seen@ = arith.mulf %tanh@, %cap@ : {vec_B}",
+        f"%hides@ = arith.cmpf oeq, %scores#@, %lowest_B : {vec_B}",
+        f"%capped@ = arith.select %hides@, %lowest_B, %seen@ : vector<{B}xi1>, {vec_B}",
+    ]
+
+
+def _softmax(B: int, D: int, scores: str) -> list[str]:
+    """m', p, l' and the rescaled accumulator of the module's formula, from `scores`."""
     vec_B, vec_D = f"vector<{B}xf32>", f"vector<{D}xf32>"
     return [
-        f"%m@_block = vector.reduction <maximumf>, %scores#@ : {vec_B} into f32",
+        f"%m@_block = vector.reduction <maximumf>, %{scores} : {vec_B} into f32",
         "%m@_next = arith.maximumf %m@, %m@_block : f32",
         f"%m@_B = vector.broadcast %m@_next : f32 to {vec_B}",
-        f"%s@_below = arith.subf %scores#@, %m@_B : {vec_B}",
+        f"%s@_below = arith.subf %{scores}, %m@_B : {vec_B}",
         f"%p@ = math.exp %s@_below : {vec_B}",
         "%m@_below = arith.subf %m@, %m@_next : f32",
         "%r@ = math.exp %m@_below : f32",

@@ -4,7 +4,7 @@
     y = q';   kv' = append_kv(kv, k', v', slots)
 
 Shape legend: T tokens, Hq query heads, H KV heads, D head dim, C positions in the table,
-N pages, ps tokens a page; X = (Hq + 2 H) D, a token's heads of q, k and v.
+N pages, ps tokens a page; X = (Hq + 2 H) D, a token's heads of q, k and v; _D as in append_kv.
 
 The pass fuse-rope-append makes it of llm.rope and llm.append_kv (and llm.rms_norm).
 """
@@ -17,6 +17,7 @@ from llmir.dialect_ext.append_kv import AppendKv
 from llmir.dialect_ext.base import Array, Attribute, Call, Lowering, Op, Operand
 from llmir.dialect_ext.c_kernels import CKernel, Count, Id, Plan, kernel_lowering, shares
 from llmir.dialect_ext.c_pages import PAGES, pages_supports
+from llmir.dialect_ext.kv_formats import KV_OPERAND, check_kv, kv_pages
 from llmir.dialect_ext.rope import Rope
 from llmir.dialect_ext.types import TensorType, is_static
 
@@ -25,7 +26,7 @@ _TOKENS_OF_WORKGROUP = 16
 
 
 class RopeAppend(Op):
-    """qkv f32[T, X], positions i32[T], table f32[C, D], slots i32[T], kv[N, 2, H, ps, D],
+    """qkv f32[T, X], positions i32[T], table f32[C, D], slots i32[T], kv[N, 2, H, ps, _D],
     q_norm f32[D]?, k_norm f32[D]? → f32[T, Hq, D], kv.
     """
 
@@ -38,29 +39,27 @@ class RopeAppend(Op):
         Operand(name="positions", dims=("T",), dtypes=("i32",)),
         Operand(name="table", dims=("C", "D"), dtypes=("f32",)),
         Operand(name="slots", dims=("T",), dtypes=("i32",)),
-        Operand(name="kv", dims=("N", 2, "H", "ps", "D"), dtypes=("f32", "f16", "bf16")),
+        KV_OPERAND,
         Operand(name="q_norm", dims=("D",), dtypes=("f32",), optional=True),
         Operand(name="k_norm", dims=("D",), dtypes=("f32",), optional=True),
     )
     attributes = (Attribute(name="eps", kind=float, default=0.0),)
 
     def check(self, call: Call) -> None:
-        qkv, kv = call.type_of("qkv"), call.type_of("kv")
+        check_kv(call)
+        qkv, pages = call.type_of("qkv"), kv_pages(call)
+        self.expect(is_static(qkv.shape[1]), f"X of qkv must be static, got {qkv}")
+        heads, rest = divmod(qkv.shape[1], pages.dim)
         self.expect(
-            all(map(is_static, (*kv.shape[1:], qkv.shape[1]))),
-            f"X of qkv and H, ps and D of kv must be static, got {qkv} and {kv}",
-        )
-        heads, rest = divmod(qkv.shape[1], kv.shape[4])
-        self.expect(
-            rest == 0 and heads > 2 * kv.shape[2],
-            f"a row of qkv must be (Hq + 2 H) heads of {kv.shape[4]} with H = {kv.shape[2]}, "
+            rest == 0 and heads > 2 * pages.heads,
+            f"a row of qkv must be (Hq + 2 H) heads of {pages.dim} with H = {pages.heads}, "
             f"got {qkv}",
         )
 
     def result_types(self, call: Call) -> tuple[TensorType, ...]:
-        qkv, kv = call.type_of("qkv"), call.type_of("kv")
-        q_heads = qkv.shape[1] // kv.shape[4] - 2 * kv.shape[2]
-        return (TensorType((qkv.shape[0], q_heads, kv.shape[4]), "f32"), kv)
+        qkv, kv, pages = call.type_of("qkv"), call.type_of("kv"), kv_pages(call)
+        q_heads = qkv.shape[1] // pages.dim - 2 * pages.heads
+        return (TensorType((qkv.shape[0], q_heads, pages.dim), "f32"), kv)
 
     def reference(
         self,
@@ -74,7 +73,7 @@ class RopeAppend(Op):
         *,
         eps: float,
     ) -> tuple[Array, Array]:
-        kv_heads, dim = kv.shape[2], kv.shape[4]
+        kv_heads, dim = kv.shape[2], table.shape[1]
         heads = qkv.reshape(len(qkv), qkv.shape[1] // dim, dim)
         q, k, v = np.split(heads, [heads.shape[1] - 2 * kv_heads, heads.shape[1] - kv_heads], 1)
 
@@ -96,13 +95,13 @@ class RopeAppend(Op):
 
 def _plan(call: Call) -> Plan:
     """See plugins/cpu/rows.c."""
-    kv = call.type_of("kv")
-    _, _, heads, page_size, dim = kv.shape
+    kv, pages = call.type_of("kv"), kv_pages(call)
+    heads, page_size, dim = pages.heads, pages.page_size, pages.dim
     q_heads = call.results[0].shape[1]
     index = TensorType((None,), "i32")
     norms = {n: t for n, t in call.present if n in ("q_norm", "k_norm")}
     kernel = CKernel(
-        function=f"llmir_rope_append_{kv.dtype}",
+        function=f"llmir_rope_append_{pages.format}",
         reads=("qkv", "positions", "table", "slots", "kv", *norms),
         writes=("y",),
         tied="kv",

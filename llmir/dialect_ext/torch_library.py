@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from llmir.dialect_ext.base import AttrValue, Op
+from llmir.dialect_ext.base import Attribute, AttrValue, Op, Operand
 from llmir.dialect_ext.registry import get_op, op_names
 from llmir.dialect_ext.types import TensorType
 
@@ -47,16 +47,27 @@ def register_all() -> torch.library.Library:
 
 
 def _schema(op: Op) -> str:
-    args = [f"Tensor{'?' if o.optional else ''} {o.name}" for o in op.operands]
-    args += [f"{_SCHEMA_KINDS[a.kind]} {a.name}" for a in op.attributes]
+    args = [_argument(a) for a in op.torch_arguments]
     results = "Tensor" if op.num_results == 1 else f"({', '.join(['Tensor'] * op.num_results)})"
     return f"{op.name}({', '.join(args)}) -> {results}"
 
 
+def _argument(spec: Operand | Attribute) -> str:
+    if isinstance(spec, Operand):
+        text = f"Tensor{'?' if spec.optional else ''} {spec.name}"
+        return f"{text}=None" if spec.by_name else text
+    text = f"{_SCHEMA_KINDS[spec.kind]} {spec.name}"
+    return f"{text}={spec.default}" if spec.by_name else text
+
+
 def _split(op: Op, args: tuple[Any, ...]) -> tuple[list[Any], dict[str, AttrValue]]:
-    n = len(op.operands)
-    attrs = {a.name: a.kind(v) for a, v in zip(op.attributes, args[n:], strict=True)}
-    return list(args[:n]), attrs
+    """Tensors and attributes; torch leaves out the last arguments that have their defaults."""
+    specs = op.torch_arguments
+    assert all(a.by_name for a in specs[len(args) :])
+    found = {a.name: value for a, value in zip(specs, args, strict=False)}
+    tensors = [found.get(o.name) for o in op.operands]
+    attrs = {a.name: a.kind(found[a.name]) for a in op.attributes if a.name in found}
+    return tensors, attrs
 
 
 def _types(tensors: list[Any]) -> list[TensorType | None]:
@@ -68,7 +79,7 @@ def _eager(op: Op) -> Callable[..., Any]:
         tensors, attrs = _split(op, args)
         call = op.verify(_types(tensors), attrs)
         arrays = [None if t is None else _to_numpy(t) for t in tensors]
-        result = np.ascontiguousarray(op.reference(*arrays, **attrs))
+        result = np.ascontiguousarray(op.reference(*arrays, **call.attrs))
         return torch.from_numpy(result).to(TORCH_DTYPES[call.results[0].dtype])
 
     return run

@@ -39,13 +39,13 @@ class RaiseTorchLlm(Pass):
 
 
 def _raise_one(operation: ir.Operation, op: Op) -> None:
-    values = list(operation.operands)
-    split = len(op.operands)
+    names = (a.name for a in op.torch_arguments)
+    values = dict(zip(names, operation.operands, strict=True))
     with ir.InsertionPoint(operation):
-        operands = [_to_builtin(v) for v in values[:split]]
+        operands = [_to_builtin(values[o.name]) for o in op.operands]
         attrs: dict[str, AttrValue] = {}
-        for spec, value in zip(op.attributes, values[split:], strict=True):
-            attrs[spec.name] = spec.kind(_constant(value, op, spec.name))
+        for spec in op.attributes:
+            attrs[spec.name] = spec.kind(_constant(values[spec.name], op, spec.name))
         raised = create_llm_op(op, operands, attrs)
         for old, new in zip(operation.results, raised.results, strict=True):
             cast = ir.Operation.create(

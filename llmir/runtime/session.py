@@ -20,7 +20,7 @@ from llmir.errors import ArtifactTargetError, DeviceError, OptionError
 from llmir.host import available_bytes, missing_here
 from llmir.runtime.base import F32, I32, StepBatch, StepLimits
 from llmir.runtime.devices import IREE_ERRORS, devices_of, open_device, positive
-from llmir.runtime.transfer import ELEMENT_BYTES, ELEMENT_TYPES, to_device, to_host
+from llmir.runtime.transfer import ELEMENT_TYPES, to_device, to_host
 from llmir.targets import kind_of_device
 
 PARAMETER_SCOPE = "model"
@@ -80,7 +80,7 @@ class Session:
     def kv_bytes(self) -> int:
         """Bytes of all KV pools."""
         kv = self.artifact.manifest.kv
-        return sum(self._limits.num_pages[group] * _page_bytes(kv) for group in kv.group_of_layer)
+        return sum(self._limits.num_pages[group] * kv.page_bytes for group in kv.group_of_layer)
 
     def step(self, batch: StepBatch) -> F32:
         """See StepRunner.step."""
@@ -186,11 +186,6 @@ def _load(
     return context, {name: code.lookup_function(name) for name in module.entry_points}
 
 
-def _page_bytes(kv: KvLayout) -> int:
-    """Bytes of one page of one layer."""
-    return 2 * kv.num_kv_heads * kv.page_size * kv.head_dim * ELEMENT_BYTES[kv.dtype]
-
-
 def _num_pages(artifact: Artifact, budget: int | None) -> tuple[int, ...]:
     """Pages of each group's pool: as many as the budget holds, and no more than can be used.
 
@@ -198,7 +193,7 @@ def _num_pages(artifact: Artifact, budget: int | None) -> tuple[int, ...]:
     group that needs fewer simply leaves some free.
     """
     kv, limits = artifact.manifest.kv, artifact.manifest.limits
-    bytes_per_page = len(kv.group_of_layer) * _page_bytes(kv)
+    bytes_per_page = len(kv.group_of_layer) * kv.page_bytes
     pages_per_seq = -(-limits.max_model_len // kv.page_size)
     most = limits.max_num_seqs * pages_per_seq + 1
     if budget is None:
@@ -225,7 +220,7 @@ def _kv_pool(device: rt.HalDevice, kv: KvLayout, num_pages: int) -> rt.HalBuffer
     buffer = device.allocator.allocate_buffer(
         memory_type=rt.MemoryType.DEVICE_LOCAL,
         allowed_usage=rt.BufferUsage.DEFAULT,
-        allocation_size=num_pages * _page_bytes(kv),
+        allocation_size=num_pages * kv.page_bytes,
     )
-    shape = (num_pages, 2, kv.num_kv_heads, kv.page_size, kv.head_dim)
-    return rt.HalBufferView(buffer, shape, int(ELEMENT_TYPES[kv.dtype]))
+    shape = (num_pages, *kv.page_shape)
+    return rt.HalBufferView(buffer, shape, int(ELEMENT_TYPES[kv.element]))

@@ -21,8 +21,8 @@ ELEMENT_TYPES = {
     "f32": rt.HalElementType.FLOAT_32,
     "f16": rt.HalElementType.FLOAT_16,
     "bf16": rt.HalElementType.BFLOAT_16,
+    "i8": rt.HalElementType.INT_8,
 }
-ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 _USAGE = rt.BufferUsage.DEFAULT | rt.BufferUsage.MAPPING
 
 

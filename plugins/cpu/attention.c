@@ -3,6 +3,8 @@
 //   s[t, h, j] = scale * q[t, h, :] · K[j, h / G, :]        first(t) <= j <= positions[t]
 //   y[t, h, :] = Σ_j softmax_j(s[t, h, :]) V[j, h / G, :]
 //
+// With a soft cap, s is cap tanh(s / cap); with sinks, the sum in softmax has e^sinks[h] as well.
+//
 // The online softmax (Milakov and Gimelshein, 2018; FlashAttention) over blocks of 64
 // positions, inside chunks of 256, both at fixed absolute positions; the chunks' results are
 // combined in order.  What is done for a row depends on its own positions alone, so its bits
@@ -16,7 +18,7 @@
 //
 // ABI: pointers with an offset in elements, then sizes.
 //   q f32[T, Hq, D]  kv (pages.h)  page_table i32[S, P]  token_seq i32[T]  positions i32[T]
-//   → parts f32[T, C, Hq, D + 2] (unscaled sums, maximum, sum of weights)  y f32[T, Hq, D]
+//   sinks f32[Hq] (has_sinks)  → parts f32[T, C, Hq, D + 2] (unscaled sums, maximum, sum of weights)  y f32[T, Hq, D]
 // Workgroup id: (tile or token, chunk) and KV head, the head fastest.
 // Owns: its rows of y, or its row of parts.
 #include "amx.h"
@@ -49,6 +51,7 @@ typedef struct {
   size_t rows, dim, group;
   const int32_t *positions;  // of the tile's tokens
   size_t window;
+  float softcap;  // 0: none
   // [rows, dim], scaled; bf16: [rows, dim] as bfloat16, and rows of zeros up to sixteen.
   float q[MAX_ROW_FLOATS];
   float sums[MAX_ROW_FLOATS + AMX_ROWS * MAX_DIM];  // [rows, dim] Σ e^(s - maximum) V
@@ -69,6 +72,8 @@ INLINE size_t first_position(size_t position, size_t window) {
 }
 
 INLINE f32x16 k_column(int dtype, const uint8_t *page, size_t at) {
+  if (dtype == KV_INT8) return load_int8(page + at);
+  if (dtype == KV_FP8) return load_fp8(page + at);
   return dtype == KV_F32 ? load((const float *)page + at) : load_f16((const _Float16 *)page + at);
 }
 
@@ -77,6 +82,7 @@ typedef struct {
   size_t start, from, to;
   const uint8_t *k[KV_BLOCK / LANES];  // sixteen positions each, from dim 0 on; any of those
   const uint8_t *v[KV_BLOCK / LANES];  // that are there for those that are not
+  const float *k_scale[KV_BLOCK / LANES], *v_scale[KV_BLOCK / LANES];  // int8: of them
 } KvBlock;
 
 INLINE int is_there(const KvBlock *block, size_t i) {
@@ -88,7 +94,7 @@ INLINE int is_there(const KvBlock *block, size_t i) {
 // fetches ahead ends with each.
 INLINE void prefetch_block(int dtype, const Context *context, size_t start) {
   const size_t ps = context->shape.page_size;
-  const size_t bytes = ps * context->shape.dim * kv_bytes(dtype);
+  const size_t bytes = kv_page_bytes(dtype, &context->shape);
   for (size_t at = start; at < start + KV_BLOCK && at < context->end; at += ps)
     for (int is_v = 0; is_v < 2; is_v++) {
       const uint8_t *page = kv_page(context->kv, dtype, &context->shape,
@@ -106,9 +112,14 @@ INLINE KvBlock kv_block(int dtype, const Context *context, size_t start) {
     const size_t at = is_there(&block, i) ? start + i * LANES : block.from / LANES * LANES;
     const size_t page = (size_t)context->pages[at / ps], o = at % ps;
     const size_t of_o = dtype == KV_BF16 ? 4 : kv_bytes(dtype);
-    block.k[i] = kv_page(context->kv, dtype, &context->shape, page, 0, context->head) + o * of_o;
-    block.v[i] = kv_page(context->kv, dtype, &context->shape, page, 1, context->head) +
-                 o * context->shape.dim * kv_bytes(dtype);
+    const uint8_t *k = kv_page(context->kv, dtype, &context->shape, page, 0, context->head);
+    const uint8_t *v = kv_page(context->kv, dtype, &context->shape, page, 1, context->head);
+    block.k[i] = k + o * of_o;
+    block.v[i] = v + o * context->shape.dim * kv_bytes(dtype);
+    if (dtype == KV_INT8) {
+      block.k_scale[i] = (const float *)(k + ps * context->shape.dim) + o;
+      block.v_scale[i] = (const float *)(v + ps * context->shape.dim) + o;
+    }
   }
   return block;
 }
@@ -137,6 +148,11 @@ INLINE void score(int dtype, int rows, const Tile *tile, size_t row, const KvBlo
         for (int r = 0; r < rows; r++) out[r][i] = fma16(k, q_d[r], out[r][i]);
       }
     }
+    if (dtype == KV_INT8 || dtype == KV_FP8)
+      for (int i = 0; i < 4; i++) {
+        const f32x16 unit = dtype == KV_FP8 ? splat(FP8_UNIT) : load(block->k_scale[i]);
+        for (int r = 0; r < rows; r++) out[r][i] *= unit;
+      }
   }
 }
 
@@ -185,12 +201,26 @@ INLINE i32x16 iota(void) {
   return (i32x16){0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 }
 
+// s[count] → cap tanh(s / cap).  Out of line and rare: `soften` is there many times.
+static __attribute__((noinline, cold)) void cap_scores(float *s, size_t count, float cap) {
+  for (size_t i = 0; i < count; i += LANES)
+    store(s + i, splat(cap) * tanh16(load(s + i) * splat(1 / cap)));
+}
+
 // From the scores s of `rows` rows to their weights p in the block, f32 or bf16 [rows, 64]; the
 // rows' maximum, weight and sums are brought up to date, all but this block's part of the sums.
+// int8, fp8: p times what V is to be multiplied by, anything where the block has no position.
 INLINE void soften(int dtype, int rows, Tile *tile, size_t row, const KvBlock *block,
                    f32x16 s[4][KV_BLOCK / LANES], float *p) {
   const size_t dim = tile->dim;
   f32x16 before = splat(0), now = splat(0);  // a lane per row
+  if (tile->softcap > 0) {
+    for (int r = 0; r < rows; r++)
+      for (int i = 0; i < 4; i++) store(p + r * KV_BLOCK + i * LANES, s[r][i]);
+    cap_scores(p, (size_t)rows * KV_BLOCK, tile->softcap);
+    for (int r = 0; r < rows; r++)
+      for (int i = 0; i < 4; i++) s[r][i] = load(p + r * KV_BLOCK + i * LANES);
+  }
   for (int r = 0; r < rows; r++) {
     const size_t last = (size_t)tile->positions[(row + (size_t)r) / tile->group];
     const int32_t first = (int32_t)first_position(last, tile->window);
@@ -213,6 +243,10 @@ INLINE void soften(int dtype, int rows, Tile *tile, size_t row, const KvBlock *b
       sum += e;
       if (dtype == KV_BF16)
         *(u16x16_any *)((uint16_t *)(p + r * KV_BLOCK) + i * LANES) = to_bf16(e);
+      else if (dtype == KV_INT8)
+        store(p + r * KV_BLOCK + i * LANES, e * load(block->v_scale[i]));
+      else if (dtype == KV_FP8)
+        store(p + r * KV_BLOCK + i * LANES, e * splat(FP8_UNIT));
       else
         store(p + r * KV_BLOCK + i * LANES, e);
     }
@@ -396,6 +430,17 @@ INLINE void add_chunk(Total *total, float *sums, size_t dim, float maximum, floa
   total->maximum = both;
 }
 
+// A logit more in the sum, that of no position (Xiao et al., 2023).
+INLINE void add_sink(Total *total, float *sums, size_t dim, float sink) {
+  const float both = sink > total->maximum ? sink : total->maximum;
+  f32x16 below = splat(0);
+  below[0] = total->maximum - both;
+  below[1] = sink - both;
+  const f32x16 factor = exp16(below);
+  for (size_t d = 0; d < dim; d += LANES) store(sums + d, load(sums + d) * splat(factor[0]));
+  total->weight = total->weight * factor[0] + factor[1];
+}
+
 INLINE void write_row(float *y, const float *sums, float weight, size_t dim) {
   for (size_t d = 0; d < dim; d += LANES) store(y + d, load(sums + d) / splat(weight));
 }
@@ -440,15 +485,16 @@ INLINE Run run_at(size_t token, size_t tile_end, const int32_t *token_seq,
 }
 
 INLINE void attend(int dtype, const float *q, uint8_t *kv, const int32_t *page_table,
-                   const int32_t *token_seq, const int32_t *positions, float *parts, float *y,
-                   size_t tokens, size_t q_heads, KvShape shape, size_t columns, float scale,
-                   size_t window, size_t id) {
+                   const int32_t *token_seq, const int32_t *positions, const float *sinks,
+                   float *parts, float *y, size_t tokens, size_t q_heads, KvShape shape,
+                   size_t columns, float scale, float softcap, size_t window, size_t id) {
   const size_t dim = shape.dim, group = q_heads / shape.heads, head = id % shape.heads;
   const size_t chunks = num_chunks(columns, shape.page_size);
   Tile tile;  // not initialised: that would be a memset
   tile.dim = dim;
   tile.group = group;
   tile.window = window;
+  tile.softcap = softcap;
   Context context = {.kv = kv, .shape = shape, .head = head};
   id /= shape.heads;
 #if defined(__AMX_BF16__)
@@ -500,6 +546,9 @@ INLINE void attend(int dtype, const float *q, uint8_t *kv, const int32_t *page_t
         add_chunk(&total[row], totals + row * dim, dim, tile.maximum[row], tile.weight[row],
                   tile.sums + row * dim);
     }
+    if (sinks)
+      for (size_t row = 0; row < tile.rows; row++)
+        add_sink(&total[row], totals + row * dim, dim, sinks[head * group + row % group]);
     for (size_t row = 0; row < tile.rows; row++)
       write_row(y + ((token + row / group) * q_heads + head * group + row % group) * dim,
                 totals + row * dim, total[row].weight, dim);
@@ -510,9 +559,10 @@ INLINE void attend(int dtype, const float *q, uint8_t *kv, const int32_t *page_t
 
 // y of one token and head from the parts; called only where the work was split.
 void llmir_combine(const float *parts, size_t parts_at, const int32_t *positions,
-                          size_t positions_at, float *y, size_t y_at, size_t tokens,
-                          size_t columns, size_t q_heads, size_t page_size, size_t dim,
-                          size_t window, size_t id) {
+                          size_t positions_at, const float *sinks, size_t sinks_at, float *y,
+                          size_t y_at, size_t tokens, size_t columns, size_t q_heads,
+                          size_t page_size, size_t dim, size_t window, size_t has_sinks,
+                          size_t id) {
   const size_t chunks = num_chunks(columns, page_size);
   if (!is_split(tokens, chunks)) return;
   const size_t token = id / q_heads, head = id % q_heads;
@@ -526,6 +576,7 @@ void llmir_combine(const float *parts, size_t parts_at, const int32_t *positions
         parts + parts_at + ((token * chunks + chunk) * q_heads + head) * (dim + 2);
     add_chunk(&total, sums, dim, part[dim], part[dim + 1], part);
   }
+  if (has_sinks) add_sink(&total, sums, dim, (sinks + sinks_at)[head]);
   write_row(y + y_at + (token * q_heads + head) * dim, sums, total.weight, dim);
 }
 
@@ -533,14 +584,18 @@ void llmir_combine(const float *parts, size_t parts_at, const int32_t *positions
   void llmir_attend_##name(                                                              \
       const float *q, size_t q_at, element *kv, size_t kv_at, const int32_t *page_table,        \
       size_t page_table_at, const int32_t *token_seq, size_t token_seq_at,                      \
-      const int32_t *positions, size_t positions_at, float *parts, size_t parts_at, float *y,   \
-      size_t y_at, size_t tokens, size_t q_heads, size_t heads, size_t page_size, size_t dim,   \
-      size_t columns, float scale, size_t window, size_t id) {                                  \
+      const int32_t *positions, size_t positions_at, const float *sinks, size_t sinks_at,       \
+      float *parts, size_t parts_at, float *y, size_t y_at, size_t tokens, size_t q_heads,      \
+      size_t heads, size_t page_size, size_t dim, size_t columns, float scale, float softcap,   \
+      size_t window, size_t has_sinks, size_t id) {                                             \
     attend(dtype, q + q_at, (uint8_t *)(kv + kv_at), page_table + page_table_at,                \
-           token_seq + token_seq_at, positions + positions_at, parts + parts_at, y + y_at,      \
-           tokens, q_heads, (KvShape){heads, page_size, dim}, columns, scale, window, id);      \
+           token_seq + token_seq_at, positions + positions_at,                                  \
+           has_sinks ? sinks + sinks_at : NULL, parts + parts_at, y + y_at, tokens, q_heads,    \
+           (KvShape){heads, page_size, dim}, columns, scale, softcap, window, id);              \
   }
 
 ATTEND(f32, float, KV_F32)
 ATTEND(f16, _Float16, KV_F16)
 ATTEND(bf16, uint16_t, KV_BF16)
+ATTEND(int8, uint8_t, KV_INT8)
+ATTEND(fp8, uint8_t, KV_FP8)

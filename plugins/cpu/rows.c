@@ -133,3 +133,5 @@ INLINE void append(int dtype, const float *k, const float *v, const int32_t *slo
 ROPE_APPEND(f32, float, KV_F32)
 ROPE_APPEND(f16, _Float16, KV_F16)
 ROPE_APPEND(bf16, uint16_t, KV_BF16)
+ROPE_APPEND(int8, uint8_t, KV_INT8)
+ROPE_APPEND(fp8, uint8_t, KV_FP8)

@@ -141,6 +141,20 @@ INLINE f32x16 exp16(f32x16 x) {
   return in < splat(-87.3f) ? splat(0.0f) : y;
 }
 
+// tanh x, within 3 units in the last place: Cephes' polynomial below 0.625, else by e^(-2 |x|).
+INLINE f32x16 tanh16(f32x16 x) {
+  const f32x16 size = abs16(x), z = x * x;
+  f32x16 p = splat(-5.70498872745e-3f);
+  p = fma16(p, z, splat(2.06390887954e-2f));
+  p = fma16(p, z, splat(-5.37397155531e-2f));
+  p = fma16(p, z, splat(1.33314422036e-1f));
+  p = fma16(p, z, splat(-3.33332819422e-1f));
+  const f32x16 small = fma16(p * z, x, x);
+  const f32x16 e = exp16(size * splat(-2));
+  const f32x16 large = (splat(1) - e) / (splat(1) + e);
+  return size >= splat(0.625f) ? (x < splat(0) ? -large : large) : small;
+}
+
 INLINE float sqrt_f32(float x) { return __builtin_sqrtf(x); }
 
 // acc[i] + Σ_j w[4i + j] * a[j], the four of `a` signed.  Exact.  Bytes of w are unsigned, in

@@ -27,7 +27,7 @@ def run_module(directory: Path) -> np.ndarray:
     return np.load(directory / "logits.npy")
 
 
-@pytest.mark.parametrize("kv_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("kv_dtype", ["f32", "bf16", "int8"])
 @pytest.mark.parametrize("kind", ["llama", "qwen2-window"])
 def test_the_logits_are_the_engines(
     llmir: Llmir,

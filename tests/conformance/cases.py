@@ -17,7 +17,9 @@ from dialect_ext.lowered import from_bf16, to_bf16
 from dialect_ext.ragged import Heads, Ragged
 
 from llmir import formats
+from llmir.dialect_ext import kv_formats
 from llmir.dialect_ext.base import AttrValue
+from llmir.dialect_ext.kv_formats import kv_type
 from llmir.dialect_ext.packed_matmul import LARGEST_INT, rounded
 from llmir.dialect_ext.registry import get_op
 from llmir.dialect_ext.types import TensorType
@@ -233,19 +235,34 @@ def rows(format_name: str, num_tokens: int, num_rows: int, cols: int, seed: int)
 
 
 def narrow(values: Array, dtype: str) -> Array:
-    """float32 as a page stores it; bf16 as its bits."""
-    return to_bf16(values) if dtype == "bf16" else values.astype({"f32": "f4", "f16": "f2"}[dtype])
+    """float32 rows as a page stores them; bf16 as its bits."""
+    return _NARROW[dtype](values)
+
+
+_NARROW: dict[str, Callable[[Array], Array]] = {
+    "f32": lambda x: x.astype(np.float32),
+    "f16": lambda x: x.astype(np.float16),
+    "bf16": to_bf16,
+    "int8": kv_formats.to_int8,
+    "fp8": kv_formats.to_fp8,
+}
 
 
 def wide(values: Array, dtype: str) -> Array:
-    return from_bf16(values) if dtype == "bf16" else values.astype(np.float32)
+    """float32 of rows as a page stores them."""
+    of_bytes = {"bf16": from_bf16, "int8": kv_formats.from_int8, "fp8": kv_formats.from_fp8}
+    return of_bytes[dtype](values) if dtype in of_bytes else values.astype(np.float32)
 
 
 def in_columns(kv: Array, dtype: str) -> Array:
     """Stored pages [N, 2, H, ps, D] in the kernels' order of elements (plugins/cpu/pages.h)."""
     n, _, h, ps, d = kv.shape
     k, v = kv[:, 0], kv[:, 1]
-    if dtype == "bf16":
+    if dtype == "int8":
+        k, v = (np.split(x, [d - kv_formats.SCALE_BYTES], axis=-1) for x in (k, v))
+        k[0] = k[0].transpose(0, 1, 3, 2)
+        k, v = (np.concatenate([x.reshape(n, h, -1) for x in parts], -1) for parts in (k, v))
+    elif dtype == "bf16":
         k = k.reshape(n, h, ps, d // 2, 2).transpose(0, 1, 3, 2, 4)
         v = v.reshape(n, h, ps // 2, 2, d).transpose(0, 1, 2, 4, 3)
     else:
@@ -254,34 +271,52 @@ def in_columns(kv: Array, dtype: str) -> Array:
     return np.ascontiguousarray(np.stack(both, axis=1))
 
 
+def in_rows(kv: Array, dtype: str) -> Array:
+    """What in_columns makes of rows, as rows again."""
+    places = in_columns(np.arange(kv.size).reshape(kv.shape), dtype)
+    rows = np.empty_like(kv)
+    rows.reshape(-1)[places.reshape(-1)] = kv.reshape(-1)
+    return rows
+
+
 def attention(
-    batch: Ragged, heads: Heads, dtype: str, *, window: int = 0, scale: float = 0.125
+    batch: Ragged,
+    heads: Heads,
+    dtype: str,
+    *,
+    window: int = 0,
+    scale: float = 0.125,
+    softcap: float = 0.0,
+    with_sinks: bool = False,
 ) -> Case:
     """llm.paged_attention of a batch."""
+    sinks = np.linspace(-5, 9, heads.q).astype(np.float32) if with_sinks else None
     q, kv, table, token_seq, positions, query_start, context_len = batch.operands
     stored = narrow(kv, dtype)
     types = [
         TensorType((None, heads.q, heads.dim), "f32"),
-        TensorType((None, 2, heads.kv, heads.page_size, heads.dim), dtype),
+        kv_type(dtype, heads.kv, heads.page_size, heads.dim),
         TensorType((None, None), "i32"),
         *[TensorType((None,), "i32")] * 4,
+        TensorType((heads.q,), "f32") if with_sinks else None,
     ]
-    made = lowered("paged_attention", types, scale=scale, window=window)
-    rest = (table, token_seq, positions, query_start, context_len)
+    attrs = {"window": window, "softcap": softcap}
+    made = lowered("paged_attention", types, scale=scale, **attrs)
+    rest = (table, token_seq, positions, query_start, context_len, sinks)
 
     def check(results: list[Array]) -> None:
         (y,) = results
         assert np.isfinite(y).all(), "something that nobody wrote was read, or not all was written"
-        values = wide(stored, dtype)
         if dtype == "bf16":
             # The kernel rounds the scaled queries, and the weights, to bf16.
+            values = wide(stored, dtype)
             scaled = from_bf16(to_bf16(q * np.float32(scale)))
-            expected = made.op.reference(scaled, values, *rest, scale=1.0, window=window)
+            expected = made.op.reference(scaled, values, *rest, scale=1.0, **attrs)
             magnitudes = np.concatenate([values[:, :1], np.abs(values[:, 1:])], 1)
-            sizes = made.op.reference(scaled, magnitudes, *rest, scale=1.0, window=window)
+            sizes = made.op.reference(scaled, magnitudes, *rest, scale=1.0, **attrs)
             slack = sizes * 2.0**-8 + 2e-5
         else:
-            expected = made.op.reference(q, values, *rest, scale=scale, window=window)
+            expected = made.op.reference(q, stored, *rest, scale=scale, **attrs)
             slack = 1e-5 * (1 + np.abs(expected))
         worst = np.abs(y - expected) - slack
         assert (worst <= 0).all(), f"off by {worst.max()} more than rounding explains"
@@ -314,15 +349,25 @@ def old_pages(shape: AppendShape, dtype: str, rng: np.random.Generator) -> Array
     return narrow(f32(rng, shape.pages, 2, h.kv, h.page_size, h.dim), dtype)
 
 
+def rows_of_all_sizes(rng: np.random.Generator, *shape: int) -> Array:
+    """Rows of all sizes; some of zeros, some with a number that is none, or a very large one."""
+    x = np.ldexp(f32(rng, *shape), rng.integers(-12, 12, (*shape[:-1], 1), np.int32))
+    which = rng.integers(0, 12, shape[:-1])
+    x[which == 0] = 0
+    for i, value in enumerate((np.nan, np.inf, -1e4)):
+        x[which == i + 1, rng.integers(0, shape[-1])] = value
+    return x
+
+
 def append(shape: AppendShape, dtype: str) -> Case:
     """llm.append_kv: the very bits, and not one beside them."""
     rng = np.random.default_rng(shape.seed)
     slots, h = slots_of(shape, rng), shape.heads
     stored = old_pages(shape, dtype, rng)
-    k, v = (f32(rng, len(slots), h.kv, h.dim) for _ in "kv")
+    k, v = (rows_of_all_sizes(rng, len(slots), h.kv, h.dim) for _ in "kv")
     row = TensorType((None, h.kv, h.dim), "f32")
     types = [
-        TensorType((None, 2, h.kv, h.page_size, h.dim), dtype),
+        kv_type(dtype, h.kv, h.page_size, h.dim),
         row,
         row,
         TensorType((None,), "i32"),
@@ -330,7 +375,8 @@ def append(shape: AppendShape, dtype: str) -> Case:
     made = lowered("append_kv", types)
 
     def check(results: list[Array]) -> None:
-        expected = made.op.reference(stored, narrow(k, dtype), narrow(v, dtype), slots)
+        rows = [x if stored.dtype == np.int8 else narrow(x, dtype) for x in (k, v)]
+        expected = made.op.reference(stored, *rows, slots)
         assert results[0][1:].tobytes() == in_columns(expected, dtype)[1:].tobytes()
 
     return Case(made, [in_columns(stored, dtype), k, v, slots], check)
@@ -353,23 +399,25 @@ def rope_append(shape: AppendShape, dtype: str) -> Case:
         index,
         TensorType((50, h.dim), "f32"),
         index,
-        TensorType((None, 2, h.kv, h.page_size, h.dim), dtype),
+        kv_type(dtype, h.kv, h.page_size, h.dim),
         *norm_types,
     ]
     made = lowered("rope_append", types, eps=1e-6)
 
     def check(results: list[Array]) -> None:
         y, pages = results
-        if dtype == "bf16":
-            kv = wide(stored, dtype)
-        else:
-            kv = stored.astype(np.float32)
+        kv = stored if stored.dtype == np.int8 else wide(stored, dtype)
         q, expected = made.op.reference(qkv, positions, table, slots, kv, *norms, eps=1e-6)
         np.testing.assert_allclose(y, q, rtol=0, atol=1e-5 * (1 + np.abs(q).max(initial=0)))
-        near = in_columns(expected, dtype)[1:]
-        got = wide(pages, dtype)[1:]
-        rtol = {"f32": 1e-5, "f16": 2.0**-10, "bf16": 2.0**-7}[dtype]
-        np.testing.assert_allclose(got, near, rtol=rtol, atol=1e-5)
+        near = wide(expected, dtype)[1:] if kv is stored else expected[1:]
+        got = wide(in_rows(pages, dtype), dtype)[1:]
+        rtol = {"f32": 1e-5, "f16": 2.0**-10, "bf16": 2.0**-7, "int8": 1e-5, "fp8": 2.0**-3}[dtype]
+        # An integer may be the next one: a step is a 127th of the row's largest.
+        step = np.abs(near).max(-1, keepdims=True) / 126 if dtype == "int8" else 0
+        least = 2.0**-9 if dtype == "fp8" else 1e-5
+        assert (np.abs(got - near) <= rtol * np.abs(near) + least + step).all()
+        if kv is stored:  # both are rounded, nearly all to the same number
+            assert np.isclose(got, near, rtol=1e-4, atol=1e-5).mean() > 0.98
         kept = np.ones(stored.shape, bool)
         kept[slots // h.page_size, :, :, slots % h.page_size] = False
         kept, before = (in_columns(a, dtype)[1:] for a in (kept, stored))

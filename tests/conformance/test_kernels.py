@@ -37,7 +37,7 @@ from .emulated import Emulated, missing_qemu
 from .lowered_calls import Array, Dispatch, Machine, Runs
 from .native import Native
 
-DTYPES = ("f32", "f16", "bf16")
+DTYPES = ("f32", "f16", "bf16", "int8", "fp8")
 MATMULS = {f"llmir_matmul_{f}_{a}": (f, a) for f in packed.FORMATS for a in activations_of(f)}
 ROWS = {f"llmir_rows_{f}": f for f in packed.FORMATS}
 ATTENDS = {f"llmir_attend_{d}": d for d in DTYPES}
@@ -294,7 +294,8 @@ class WithoutPage0:
 
 @st.composite
 def batches(draw: st.DrawFn, most: int) -> tuple[Any, ...]:
-    """Heads, lengths of sequences, the part of each that the batch has, window, spare columns."""
+    """Heads, lengths of sequences, the part of each that the batch has, window, spare columns,
+    seed, soft cap and sinks."""
     shape = draw(heads())
     lengths = draw(st.lists(st.integers(1, most), min_size=1, max_size=5))
     parts = []
@@ -304,15 +305,18 @@ def batches(draw: st.DrawFn, most: int) -> tuple[Any, ...]:
         end = draw(st.integers(count, length))
         parts.append((sequence, end - count, end))
     window = draw(st.sampled_from([0, 0, 1, 33, 300]))
-    return shape, lengths, parts, window, draw(st.integers(0, 3)), draw(st.integers(0, 1000))
+    changes = {"softcap": draw(st.sampled_from([0.0, 0.0, 0.5, 30.0]))}
+    changes["with_sinks"] = draw(st.booleans())
+    seed = draw(st.integers(0, 1000))
+    return shape, lengths, parts, window, draw(st.integers(0, 3)), seed, changes
 
 
 def examine_attention(kernel: str, level: IsaLevel, make: Make, example: tuple[Any, ...]) -> None:
-    shape, lengths, parts, window, spare, seed = example
+    shape, lengths, parts, window, spare, seed, changes = example
     dtype = ATTENDS[kernel]
     cache = Cache(lengths, shape, seed=seed)
     batch = cache.batch(parts, spare_columns=spare, window=window)
-    case = cases.attention(batch, shape, dtype, window=window)
+    case = cases.attention(batch, shape, dtype, window=window, **changes)
     # bfloat16's dot product rounds as the level's instruction does (simd.h).
     results = examine(kernel, case, make, other_levels=dtype != "bf16" or not has_bf16(level))
     at = 0
@@ -320,7 +324,7 @@ def examine_attention(kernel: str, level: IsaLevel, make: Make, example: tuple[A
         # Alone, and its last token alone, on a page table that is no wider than it has to be.
         for first in {start, end - 1}:
             alone = cache.batch([(sequence, first, end)], window=window)
-            found = cases.attention(alone, shape, dtype, window=window).run(make())
+            found = cases.attention(alone, shape, dtype, window=window, **changes).run(make())
             rows = slice(at + first - start, at + end - start)
             same([results[0][rows]], found, f"positions {first} to {end} alone")
         at += end - start
@@ -347,5 +351,7 @@ def test_attention_of_4000_tokens(kernel: str, level: IsaLevel, make: Make) -> N
     parts = [(1, 0, 1), (0, 3999, 4000), (2, 0, 1)]
     if not is_emulated(level):
         parts[1] = (0, 3960, 4000)
-    examine_attention(kernel, level, make, (shape, [4000, 1, 1], parts, 0, 1, 0))
-    examine_attention(kernel, level, make, (shape, [4000, 1, 1], [(0, 3999, 4000)], 700, 0, 0))
+    lengths, changes = [4000, 1, 1], {"softcap": 2.0, "with_sinks": True}
+    examine_attention(kernel, level, make, (shape, lengths, parts, 0, 1, 0, {}))
+    last = [(0, 3999, 4000)]
+    examine_attention(kernel, level, make, (shape, lengths, last, 700, 0, 0, changes))

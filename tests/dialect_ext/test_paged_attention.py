@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import iree.turbine.aot as aot
 import numpy as np
 import pytest
+import torch
 
+from llmir.dialect_ext.kv_formats import kv_type, to_fp8, to_int8
 from llmir.dialect_ext.paged_attention import PagedAttention
+from llmir.dialect_ext.torch_library import register_all
 from llmir.dialect_ext.types import TensorType
 from llmir.errors import VerifyError
+from llmir.passes.ir import call_of, parse_module, walk
+from llmir.passes.manager import PassManager
+from llmir.passes.raise_torch_llm import RaiseTorchLlm
 from llmir.targets import resolve
 
 from .lowered import compile_text, from_bf16, load, lowering, module, put, run_with_tool, to_bf16
@@ -23,12 +31,13 @@ MIXED = [(0, 0, 40), (1, 16, 17), (2, 12, 33), (3, 199, 200), (4, 0, 1)]
 LENGTHS = (40, 17, 33, 200, 1)
 
 
-def types(heads: Heads, dtype: str = "f32") -> list[TensorType]:
+def types(heads: Heads, dtype: str = "f32", *, sinks: bool = False) -> list[TensorType | None]:
     ints = [(None, None), (None,), (None,), (None,), (None,)]
     return [
         TensorType((None, heads.q, heads.dim), "f32"),
-        TensorType((None, 2, heads.kv, heads.page_size, heads.dim), dtype),
+        kv_type(dtype, heads.kv, heads.page_size, heads.dim),
         *(TensorType(shape, "i32") for shape in ints),
+        TensorType((heads.q,), "f32") if sinks else None,
     ]
 
 
@@ -36,11 +45,19 @@ class Compiled:
     """The op compiled for the CPU; call it with a batch."""
 
     def __init__(
-        self, path: Path, heads: Heads, variant: str, *, dtype: str = "f32", window: int = 0
+        self,
+        path: Path,
+        heads: Heads,
+        variant: str,
+        *,
+        dtype: str = "f32",
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: Array | None = None,
     ) -> None:
-        self.attrs = {"scale": SCALE, "window": window}
-        self.dtype = dtype
-        text = module(OP, types(heads, dtype), self.attrs, variant)
+        self.attrs = {"scale": SCALE, "window": window, "softcap": softcap}
+        self.dtype, self.sinks = dtype, sinks
+        text = module(OP, types(heads, dtype, sinks=sinks is not None), self.attrs, variant)
         self.path = compile_text(text, "cpu", path / f"{variant}.vmfb")
         self.main = load(self.path)
 
@@ -49,19 +66,32 @@ class Compiled:
         return np.array(self.main(*arrays).to_host())
 
     def inputs(self, batch: Ragged) -> list[tuple[Array, str]]:
-        return list(zip(batch.operands, ["f32", self.dtype, *["i32"] * 5], strict=True))
+        sinks = [] if self.sinks is None else [(self.sinks, "f32")]
+        return inputs(batch, self.dtype) + sinks
 
     def reference(self, batch: Ragged) -> Array:
-        return OP.reference(*stored(batch, self.dtype), **self.attrs)
+        return OP.reference(*stored(batch, self.dtype), self.sinks, **self.attrs)
 
 
 def stored(batch: Ragged, dtype: str) -> list[Array]:
-    """The operands, kv rounded to its dtype; bf16 as float32, as a reference takes it."""
+    """The operands, kv as its format stores it; bf16 as float32, as a reference takes it."""
     q, kv, *rest = batch.operands
-    kv = {"f32": lambda: kv, "f16": lambda: kv.astype(np.float16)}.get(
-        dtype, lambda: from_bf16(to_bf16(kv))
-    )()
-    return [q, kv, *rest]
+    return [q, STORED[dtype](kv), *rest]
+
+
+STORED: dict[str, Callable[[Array], Array]] = {
+    "f32": lambda kv: kv,
+    "f16": lambda kv: kv.astype(np.float16),
+    "bf16": lambda kv: from_bf16(to_bf16(kv)),
+    "int8": to_int8,
+    "fp8": to_fp8,
+}
+
+
+def inputs(batch: Ragged, dtype: str) -> list[tuple[Array, str]]:
+    """(values, dtype) of the operands, as `put` takes them."""
+    element = "i8" if dtype in ("int8", "fp8") else dtype
+    return list(zip(stored(batch, dtype), ["f32", element, *["i32"] * 5], strict=True))
 
 
 @pytest.fixture(params=VARIANTS, scope="module")
@@ -87,13 +117,15 @@ def test_reference_is_softmax_attention() -> None:
         ({0: TensorType((None, 9, 64), "f16")}, "operand 'q' must be f32, got .*xf16>"),
         ({0: TensorType((None, None, 64), "f32")}, "Hq and D of q must be static"),
         ({0: TensorType((None, 8, 64), "f32")}, "Hq = 8 of q must be a multiple of H = 3 of kv"),
-        ({0: TensorType((None, 9, 32), "f32")}, "dim D of .* is 32 in operand 'q'"),
-        ({1: TensorType((None, 2, 3, 64), "f32")}, r"'kv' must be \[N, 2, H, ps, D\]"),
-        ({1: TensorType((None, 1, 3, 16, 64), "f32")}, r"'kv' must be \[N, 2, H, ps, D\]"),
-        ({1: TensorType((None, 2, 3, 16, 64), "i8")}, "'kv' must be f32 or f16 or bf16"),
+        ({0: TensorType((None, 9, 32), "f32")}, "rows of 32, as D is 32; got .*x64xf32>"),
+        ({1: TensorType((None, 2, 3, 64), "f32")}, r"'kv' must be \[N, 2, H, ps, _D\]"),
+        ({1: TensorType((None, 1, 3, 16, 64), "f32")}, r"'kv' must be \[N, 2, H, ps, _D\]"),
+        ({1: TensorType((None, 2, 3, 16, 64), "i32")}, "'kv' must be f32 or f16 or bf16 or i8"),
+        ({1: TensorType((None, 2, 3, 16, 66), "i8")}, r"rows of 64 \+ 4 \(int8\) or 64 \(fp8\)"),
         ({1: TensorType((None, 2, 3, 12, 64), "f32")}, "page size must be 8, 16, 32; got 12"),
         ({1: TensorType((None, 2, 3, None, 64), "f32")}, "H, ps and D of kv must be static"),
         ({3: TensorType((None,), "i64")}, "'token_seq' must be i32"),
+        ({7: TensorType((8,), "f32")}, "dim Hq of .* is 9 in operand 'q'"),
         ({4: TensorType((None, None), "i32")}, r"'positions' must be \[T\]"),
     ],
 )
@@ -110,6 +142,8 @@ def test_verifier_names_the_operand(change: dict[int, TensorType], message: str)
         ({"scale": SCALE, "window": -1}, "window must be >= 0, got -1"),
         ({"scale": float("nan"), "window": 0}, "scale must be finite"),
         ({"scale": 1, "window": 0}, "attribute 'scale' must be float"),
+        ({"scale": SCALE, "window": 0, "softcap": -1.0}, "softcap must be >= 0 and finite"),
+        ({"scale": SCALE, "window": 0, "softcap": float("inf")}, "softcap must be >= 0 and"),
     ],
 )
 def test_verifier_names_the_attribute(attrs: dict[str, Any], message: str) -> None:
@@ -139,6 +173,11 @@ def test_f16_pages_are_refused_on_vulkan() -> None:
         (Heads(), "bf16", 0),
         (Heads(), "f32", 1),
         (Heads(), "bf16", 37),
+        (Heads(), "int8", 37),
+        (Heads(), "fp8", 37),
+        (Heads(page_size=32), "int8", 0),
+        (Heads(q=10, kv=2, dim=24, page_size=8), "int8", 3),
+        (Heads(q=2, kv=1, dim=6, page_size=8), "fp8", 0),
         (Heads(page_size=8), "f32", 20),
         (Heads(page_size=32), "f32", 20),
         (Heads(page_size=32), "f16", 0),
@@ -158,6 +197,44 @@ def test_lowering_matches_the_reference(
     y = compiled(batch)
     assert np.isfinite(y).all()  # nothing of the NaN in free slots and pages leaked
     np.testing.assert_allclose(y, compiled.reference(batch), atol=2e-6, rtol=2e-6)
+
+
+def test_reference_caps_scores_and_counts_sinks() -> None:
+    heads = Heads(q=2, kv=1, dim=8, page_size=8)
+    cache = Cache((11,), heads)
+    batch = cache.batch([(0, 10, 11)])
+    pages = cache.kv[cache.pages[0]]
+    k, v = (pages[:, x, 0].reshape(-1, 8)[:11] for x in (0, 1))
+    sinks = np.array([-1.0, 2.0], np.float32)
+    y = OP.reference(*batch.operands, sinks, scale=4.0, window=0, softcap=3.0)
+    weights = np.exp(3 * np.tanh(4 * k @ batch.q[0, 1] / 3))
+    np.testing.assert_allclose(y[0, 1], weights @ v / (weights.sum() + np.exp(2.0)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    ("heads", "dtype", "window", "softcap", "sinks"),
+    [
+        (Heads(), "f32", 0, 2.5, None),
+        (Heads(), "f32", 20, 50.0, [-3.0, 0.0, 3.0, 100.0, -100.0, 1.0, 2.0, 5.0, -np.inf]),
+        (Heads(), "int8", 20, 0.0, [1.0] * 9),
+        (Heads(q=10, kv=2, dim=24, page_size=8), "bf16", 3, 1.0, [0.5] * 10),
+    ],
+    ids=str,
+)
+def test_caps_and_sinks(
+    variant: str, heads: Heads, dtype: str, window: int, softcap: float, sinks: Any, tmp_path: Path
+) -> None:
+    sinks = None if sinks is None else np.array(sinks, np.float32)
+    options = {"dtype": dtype, "window": window, "softcap": softcap, "sinks": sinks}
+    compiled = Compiled(tmp_path, heads, variant, **options)
+    cache = Cache(LENGTHS, heads)
+    batch = cache.batch(MIXED, window=window)
+    y = compiled(batch)
+    np.testing.assert_allclose(y, compiled.reference(batch), atol=4e-6, rtol=4e-6)
+    assert not np.allclose(y, OP.reference(*stored(batch, dtype), scale=SCALE, window=window))
+    alone = compiled(cache.batch([MIXED[3]], window=window))
+    assert alone[0].tobytes() == y[[r == (3, 199) for r in batch.rows].index(True)].tobytes()
 
 
 def test_a_row_is_the_same_in_every_batch(default: Compiled) -> None:
@@ -208,10 +285,11 @@ def test_large_scores_do_not_overflow(default: Compiled) -> None:
 
 
 @pytest.mark.targets
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
+@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "int8", "fp8"])
 @pytest.mark.parametrize("target", ["cuda:sm_80", "rocm:gfx942", "rocm:gfx1100", "metal"])
 def test_loops_compile_for_gpus(target: str, dtype: str, tmp_path: Path) -> None:
-    text = module(OP, types(Heads(), dtype), {"scale": SCALE, "window": 7}, "loops")
+    attrs = {"scale": SCALE, "window": 7, "softcap": 30.0}
+    text = module(OP, types(Heads(), dtype, sinks=True), attrs, "loops")
     assert compile_text(text, target, tmp_path / "m.vmfb").stat().st_size > 0
 
 
@@ -224,13 +302,47 @@ def test_compiles_for_other_cpus(arch: str, variant: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.targets
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8", "fp8"])
 def test_vulkan_matches_the_reference(dtype: str, tmp_path: Path) -> None:
-    attrs = {"scale": SCALE, "window": 20}
-    operand_types = types(Heads(), dtype)
+    attrs = {"scale": SCALE, "window": 20, "softcap": 2.0}
+    operand_types = types(Heads(), dtype, sinks=True)
+    sinks = np.arange(-4, 5, dtype=np.float32)
     path = compile_text(module(OP, operand_types, attrs, "loops"), "vulkan", tmp_path / "m.vmfb")
     batch = Cache(LENGTHS, Heads()).batch(MIXED, window=20)
-    inputs = zip(batch.operands, [t.dtype for t in operand_types], strict=True)
-    y = run_with_tool(path, "vulkan", list(inputs))
-    expected = OP.reference(*stored(batch, dtype), **attrs)
+    y = run_with_tool(path, "vulkan", [*inputs(batch, dtype), (sinks, "f32")])
+    expected = OP.reference(*stored(batch, dtype), sinks, **attrs)
     np.testing.assert_allclose(y, expected, atol=5e-6)
+
+
+class Attends(torch.nn.Module):
+    """The op, `options` by name."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__()
+        self.options = options
+
+    def forward(self, *operands: torch.Tensor) -> torch.Tensor:
+        *rest, sinks = operands
+        named = {**self.options, "sinks": sinks} if self.options else {}
+        return torch.ops.llm.paged_attention(*rest, SCALE, 20, **named)
+
+
+@pytest.mark.parametrize("options", [{}, {"softcap": 2.0}], ids=["left out", "by name"])
+def test_torch_callers_name_caps_and_sinks(options: dict[str, float]) -> None:
+    register_all()
+    heads = Heads(q=2, kv=1, dim=8, page_size=8)
+    batch = Cache((11,), heads).batch([(0, 3, 11)])
+    sinks = np.array([1.0, 2.0], np.float32)
+    attends = Attends(**options)
+    operands = [torch.from_numpy(a) for a in (*batch.operands, sinks)]
+    y = attends(*operands).numpy()
+    given = [*batch.operands, sinks if options else None]
+    np.testing.assert_array_equal(y, OP.reference(*given, scale=SCALE, window=20, **options))
+    # As the compiler traces it, down to llm IR.
+    program = torch.export.export(attends, tuple(operands), strict=False)
+    module = parse_module(str(aot.export(program).mlir_module))
+    PassManager().run(module, [RaiseTorchLlm()])
+    (raised,) = (op for op in walk(module.operation) if op.name == "llm.paged_attention")
+    call = call_of(raised)
+    assert call.attrs == {"scale": SCALE, "window": 20, "softcap": 0.0, **options}
+    assert (call.operand("sinks") is not None) == bool(options)

@@ -23,13 +23,15 @@ from .serving import assert_same, params, serve
 Make = Callable[..., Path]
 
 # One kind for each thing that could depend on the company: nothing special, two page
-# tables of which one has a window, weights in groups, keys and values of 16 bits, and
+# tables of which one has a window, weights in groups, keys and values of 16 and of 8 bits, and
 # widths that no vector divides.
 KINDS = {
     "llama": ("llama", {}, {}),
     "windows": ("qwen2-window", {}, {"page_size": 8}),
     "int4": ("llama-tied", {}, {"weights": "int4-g32"}),
     "kv-bf16": ("llama-mqa", {}, {"kv_dtype": "bf16"}),
+    "kv-int8": ("llama", {}, {"kv_dtype": "int8"}),
+    "kv-fp8": ("qwen2-window", {}, {"kv_dtype": "fp8"}),
     "odd": ("qwen3", {"hidden_size": 45, "intermediate_size": 77, "head_dim": 10}, {}),
 }
 
@@ -43,8 +45,7 @@ def tiny(request: pytest.FixtureRequest, tiny_checkpoint: Make) -> Artifact:
 def session(artifact: Artifact, num_pages: int | None = None) -> Session:
     """A session whose KV pools have that many pages each, page 0 included."""
     kv = artifact.manifest.kv
-    page_bytes = 2 * kv.num_kv_heads * kv.page_size * kv.head_dim * (4 if kv.dtype == "f32" else 2)
-    num_bytes = None if num_pages is None else num_pages * page_bytes * len(kv.group_of_layer)
+    num_bytes = None if num_pages is None else num_pages * kv.page_bytes * len(kv.group_of_layer)
     made = Session(artifact, SessionOptions(kv_cache_bytes=num_bytes))
     assert num_pages is None or set(made.limits.num_pages) == {num_pages}
     return made

@@ -98,6 +98,22 @@ def test_kv_cache_of_16_bits(kv_dtype: str, bound: float, tiny_checkpoint: Make)
     assert mean_kl(expected, by_kernels) <= 1e-4
 
 
+@pytest.mark.parametrize(("kv_dtype", "share"), [("int8", 0.02), ("fp8", 0.1)])
+def test_kv_cache_of_8_bits(kv_dtype: str, share: float, tiny_checkpoint: Make) -> None:
+    """Near the logits with float32 pages, by kernels and without; logits differ by `share`."""
+    checkpoint = tiny_checkpoint("llama")
+    expected = exact(checkpoint).logits(TOKEN_IDS)
+    portable = {op: ["portable"] for op in ("append_kv", "paged_attention")}
+    options = {"activations": "f32", "kv_dtype": kv_dtype}
+    by_kernels = llmir.LLM(checkpoint, **options).logits(TOKEN_IDS)
+    got = llmir.LLM(checkpoint, **options, op_priority=portable).logits(TOKEN_IDS)
+    for found in (by_kernels, got):
+        error = np.sqrt(np.mean((found - expected) ** 2))
+        assert 0 < error < share * expected.std()
+    # The two round the same numbers, but for those on an edge.
+    assert np.abs(got - by_kernels).mean() < 0.1 * np.abs(got - expected).mean()
+
+
 def tiny_weights(arch: str) -> dict[str, np.ndarray]:
     """Random weights under GGUF names that give logits of order one."""
     drawn = tiny_gguf.random_weights(arch, tied=arch != "qwen2", bias=False)
