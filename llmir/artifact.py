@@ -103,13 +103,27 @@ class ModuleEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """How a tensor of the model is stored: its format in the source, and here."""
+    """A tensor of the model: its format in the source, and in the portable layout."""
 
     name: str
     shape: tuple[int, ...]
     source_format: str
     stored_as: str
     num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredParameter:
+    """A parameter of a weights file, as the modules read it.
+
+    stored_as:  a packed format, a layout of planes, or a dtype
+    sources:    the model's tensors that it is made of; none of the RoPE table
+    """
+
+    name: str
+    stored_as: str
+    num_bytes: int
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +145,10 @@ class StepArgument:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Everything that manifest.json says."""
+    """Everything that manifest.json says.
+
+    parameters:  of each weights file; empty in artifacts from before they were recorded
+    """
 
     llmir_version: str
     cache_key: str
@@ -147,6 +164,7 @@ class Manifest:
     tools: Mapping[str, str]
     compile_seconds: Mapping[str, float]
     files: Mapping[str, FileEntry] = field(default_factory=dict)
+    parameters: Mapping[str, tuple[StoredParameter, ...]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def module_for(self, target: str) -> ModuleEntry:
@@ -155,6 +173,18 @@ class Manifest:
             if entry.target == target:
                 return entry
         raise UnknownNameError("target in this artifact", target, (m.target for m in self.modules))
+
+    def parameters_of(self, module: ModuleEntry) -> tuple[StoredParameter, ...]:
+        """What the weights file of a module holds.
+
+        Raises ArtifactVersionError if the artifact is from before that was recorded.
+        """
+        if module.weights not in self.parameters:
+            raise ArtifactVersionError(
+                f"the artifact of {self.model.name} says nothing of the sizes in "
+                f"{module.weights}: llmir {self.llmir_version} made it; compile the model again"
+            )
+        return self.parameters[module.weights]
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,6 +289,9 @@ def _manifest_from_json(data: dict[str, Any]) -> Manifest:
         providers = tuple(ProviderUse(**p) for p in entry.pop("providers"))
         return ModuleEntry(providers=providers, **_tuples(entry))
 
+    def parameters(entries: list[dict[str, Any]]) -> tuple[StoredParameter, ...]:
+        return tuple(StoredParameter(**_tuples(p)) for p in entries)
+
     nested: dict[str, Any] = {
         "model": ModelSpec.from_json(data.pop("model")),
         "kv": KvLayout(**_tuples(data.pop("kv"))),
@@ -267,6 +300,7 @@ def _manifest_from_json(data: dict[str, Any]) -> Manifest:
         "modules": tuple(module(m) for m in data.pop("modules")),
         "tensors": tuple(StoredTensor(**_tuples(t)) for t in data.pop("tensors")),
         "files": {n: FileEntry(**e) for n, e in data.pop("files").items()},
+        "parameters": {n: parameters(p) for n, p in data.pop("parameters", {}).items()},
     }
     return Manifest(**nested, **data)
 

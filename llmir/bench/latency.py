@@ -37,12 +37,13 @@ def run_latency(
     as measure.measure_case.
     """
     manifest = artifact.manifest
-    costs = StepCosts.of(manifest)
+    module = choose_module(artifact, options.device)
+    costs = StepCosts.of(manifest, module)
     if repeats < 1:
         raise OptionError(f"repeats must be at least 1, got {repeats}")
     if options.num_threads is not None and options.num_threads < 1:
         raise OptionError(f"threads must be at least 1, got {options.num_threads}")
-    is_cpu = choose_module(artifact, options.device).target.startswith("cpu")
+    is_cpu = module.target.startswith("cpu")
     for case in cases:
         case.check(manifest.limits)
         _kv_bytes(case, costs, options)

@@ -61,7 +61,7 @@ def measure_case(path: Path, case: Case, options: RunOptions, repeats: int) -> M
     Raises as artifact.load and engine.from_artifact.open_artifact; DeviceError.
     """
     # What is imported belongs to the start of a process, not to the artifact.
-    import llmir.runtime.session  # noqa: F401
+    from llmir.runtime.session import choose_module
 
     start = time.perf_counter()
     artifact = artifacts.load(path)
@@ -81,7 +81,7 @@ def measure_case(path: Path, case: Case, options: RunOptions, repeats: int) -> M
     else:
         step_s, first_token_s = _measure_prefill(runner, case, repeats)
     others = _others_cpu_share(before, _cpu_seconds())
-    costs = StepCosts.of(artifact.manifest)
+    costs = StepCosts.of(artifact.manifest, choose_module(artifact, options.device))
     return Measured(
         load_s=load_s,
         first_step_s=first_step_s,

@@ -38,7 +38,7 @@ class Row:
                                          None where the limits were not measured
     others_cpu_share                     what else this machine was busy with meanwhile
     load_s … kv_used_bytes               as in measure.Measured
-    weight_bytes                         of all stored tensors
+    weight_bytes                         of the module's weights file
     repeats_tokens_per_s, steps_ms       what the numbers above are made of
     """
 

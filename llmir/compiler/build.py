@@ -16,7 +16,15 @@ from iree.compiler import ir
 
 import llmir
 from llmir import artifact
-from llmir.artifact import Artifact, KvLayout, Limits, Manifest, ModuleEntry, ProviderUse
+from llmir.artifact import (
+    Artifact,
+    KvLayout,
+    Limits,
+    Manifest,
+    ModuleEntry,
+    ProviderUse,
+    StoredParameter,
+)
 from llmir.artifact_writer import writing
 from llmir.compiler import iree_compile
 from llmir.compiler.activations import parse_activations
@@ -101,7 +109,7 @@ def compile_model(
                 archive = archives.name_for(lowered)
                 modules.append(_compile(lowered, target, directory, kv, smallest, archive))
         with clock.stage("writing weights"):
-            archives.write()
+            parameters = archives.write()
         _write_tokenizer(directory, model)
         manifest = Manifest(
             llmir_version=llmir.__version__,
@@ -117,6 +125,7 @@ def compile_model(
             tensors=weights.report(),
             tools=tool_versions(),
             compile_seconds=clock.seconds,
+            parameters=parameters,
         )
         manifest = artifact.write_manifest(directory, manifest)
     return Artifact(output.absolute(), manifest)
@@ -167,9 +176,12 @@ class _Archives:
             self.names[key] = f"weights.{kind}{f'-{same + 1}' if same else ''}.irpa"
         return self.names[key]
 
-    def write(self) -> None:
-        for (plain, packed), name in self.names.items():
-            write_archive(self.directory / name, self.weights.parameters(set(plain), packed))
+    def write(self) -> dict[str, tuple[StoredParameter, ...]]:
+        """Write all; returns what each holds."""
+        return {
+            name: write_archive(self.directory / name, self.weights.parameters(set(plain), packed))
+            for (plain, packed), name in self.names.items()
+        }
 
 
 def _to_llm_ir(exported: str, manager: PassManager) -> str:
