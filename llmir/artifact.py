@@ -75,6 +75,55 @@ class ProviderUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallOperand:
+    """An operand of a StepCall.
+
+    kind:  "parameter", "argument" of the step, or "activations"
+    dims:  numbers; of activations a dynamic one is "T", "L" (rows of logits) or a multiple,
+           "T*9"; "?" elsewhere
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    dims: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCall:
+    """An llm op of `step_greedy` after fusion, with all that is static about it.
+
+    label:     what it is in the model: "qkv", "attention", …
+    operands:  those that are there, in the order of the op's signature
+    sources:   for each time that it occurs, where each operand comes from: the name of a
+               parameter or of an argument of the step; "" for activations
+    """
+
+    op: str
+    label: str
+    provider: str
+    variant: str
+    attrs: Mapping[str, int | float | bool | str]
+    operands: tuple[CallOperand, ...]
+    sources: tuple[tuple[str, ...], ...]
+
+    @property
+    def count(self) -> int:
+        """How often it occurs in a step."""
+        return len(self.sources)
+
+    @property
+    def rotated(self) -> tuple[str, ...]:
+        """The operands that each layer has its own of: weights and KV pages."""
+        return tuple(
+            operand.name
+            for operand, names in zip(self.operands, zip(*self.sources, strict=True), strict=True)
+            if operand.name == "kv"
+            or (operand.kind == "parameter" and (len(set(names)) > 1 or self.count == 1))
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleEntry:
     """One compiled module.
 
@@ -87,6 +136,7 @@ class ModuleEntry:
     cpu_arch:      CPU targets: "x86_64" or "aarch64"
     cpu_features:  CPU targets: LLVM's feature names that the code may use
     entry_points:  exported functions
+    calls:         the llm ops of a step; empty in artifacts from before they were recorded
     """
 
     target: str
@@ -99,6 +149,7 @@ class ModuleEntry:
     cpu: str = ""
     cpu_arch: str = ""
     cpu_features: tuple[str, ...] = ()
+    calls: tuple[StepCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -285,9 +336,15 @@ def read_manifest(root: Path) -> Manifest:
 
 
 def _manifest_from_json(data: dict[str, Any]) -> Manifest:
+    def call(entry: dict[str, Any]) -> StepCall:
+        operands = tuple(CallOperand(**_tuples(o)) for o in entry.pop("operands"))
+        sources = tuple(tuple(names) for names in entry.pop("sources"))
+        return StepCall(operands=operands, sources=sources, **entry)
+
     def module(entry: dict[str, Any]) -> ModuleEntry:
         providers = tuple(ProviderUse(**p) for p in entry.pop("providers"))
-        return ModuleEntry(providers=providers, **_tuples(entry))
+        calls = tuple(call(c) for c in entry.pop("calls", []))
+        return ModuleEntry(providers=providers, calls=calls, **_tuples(entry))
 
     def parameters(entries: list[dict[str, Any]]) -> tuple[StoredParameter, ...]:
         return tuple(StoredParameter(**_tuples(p)) for p in entries)

@@ -101,17 +101,13 @@ class StepCosts:
 
     def step_bytes(self, spans: Sequence[Span]) -> int:
         """Bytes that a step of these spans reads and writes."""
-        positions = sum(
-            min(s.end, s.end if w is None else s.length + w - 1) + s.length
-            for s in spans
-            for w in self.windows
-        )
+        positions = sum(positions_read(s, w) + s.length for s in spans for w in self.windows)
         return self.weight_bytes + positions * self.kv_token_bytes
 
     def step_flops(self, spans: Sequence[Span], logit_rows: int) -> int:
         """Floating-point operations of a step of these spans."""
         tokens = sum(s.length for s in spans)
-        seen = sum(_positions_seen(s, w) for s in spans for w in self.windows)
+        seen = sum(positions_seen(s, w) for s in spans for w in self.windows)
         dense = 2 * self.matrix_elements * tokens + 2 * self.head_elements * logit_rows
         return dense + self.attention_flops * seen
 
@@ -128,7 +124,12 @@ class StepCosts:
         return self.pool_bytes([pages] * len(self.group_windows))
 
 
-def _positions_seen(span: Span, window: int | None) -> int:
+def positions_read(span: Span, window: int | None) -> int:
+    """Positions of the cache that one or more of the span's tokens see."""
+    return span.end if window is None else min(span.end, span.length + window - 1)
+
+
+def positions_seen(span: Span, window: int | None) -> int:
     """Σ min(position + 1, window) over the span's positions."""
     cap = span.end if window is None else window
     # Positions before `cap` see all up to themselves, the others exactly `cap`.

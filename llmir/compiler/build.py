@@ -23,6 +23,8 @@ from llmir.artifact import (
     Manifest,
     ModuleEntry,
     ProviderUse,
+    StepArgument,
+    StepCall,
     StoredParameter,
 )
 from llmir.artifact_writer import writing
@@ -31,6 +33,7 @@ from llmir.compiler.activations import parse_activations
 from llmir.compiler.export import export_step, kv_layout, step_arguments
 from llmir.compiler.in_place import check_in_place
 from llmir.compiler.options import DEFAULT_MAX_MODEL_LEN, CompileOptions
+from llmir.compiler.step_calls import step_calls
 from llmir.compiler.versions import check_tools, tool_versions
 from llmir.compiler.weights import StoredWeights, write_archive
 from llmir.config import ModelSpec
@@ -104,7 +107,7 @@ def compile_model(
         archives = _Archives(directory, weights)
         for target in targets:
             with clock.stage(f"lowering for {target.name}"):
-                lowered = _lower(llm_ir, target, priority, manager)
+                lowered = _lower(llm_ir, target, priority, manager, step_arguments(kv))
             with clock.stage(f"compiling for {target.name}"):
                 archive = archives.name_for(lowered)
                 modules.append(_compile(lowered, target, directory, kv, smallest, archive))
@@ -155,6 +158,7 @@ class _Lowered:
     flags: tuple[str, ...]
     plain: tuple[str, ...]
     packed: tuple[PackedParameter, ...]
+    calls: tuple[StepCall, ...]
 
 
 @dataclass(slots=True)
@@ -192,16 +196,21 @@ def _to_llm_ir(exported: str, manager: PassManager) -> str:
 
 
 def _lower(
-    llm_ir: str, target: Target, priority: dict[str, list[str]], manager: PassManager
+    llm_ir: str,
+    target: Target,
+    priority: dict[str, list[str]],
+    manager: PassManager,
+    arguments: Sequence[StepArgument],
 ) -> _Lowered:
     module = parse_module(llm_ir)
     manager.run(module, [SelectProviders(target=target.name, priority=priority)])
     manager.run(module, FOR_TARGET)
     providers = _provider_uses(module)
     flags = _flags(providers, target)
+    calls = step_calls(module, arguments)
     manager.run(module, ["lower-llm"])
     plain, packed = take_recipes(module)
-    return _Lowered(str(module), providers, flags, plain, packed)
+    return _Lowered(str(module), providers, flags, plain, packed, calls)
 
 
 _NOTES = ("provider", "variant", "refused")
@@ -254,6 +263,7 @@ def _compile(
         driver=target.driver,
         entry_points=("step", "step_greedy"),
         providers=lowered.providers,
+        calls=lowered.calls,
         cpu=code.name if code else "",
         cpu_arch=code.arch if code else "",
         cpu_features=_cpu_features(code.features, lowered.flags, target) if code else (),
