@@ -63,6 +63,13 @@ def measure_ops(path: Path, module_file: Path, case: Case, options: RunOptions) 
     """
     artifact = artifacts.load(path)
     module = choose_module(artifact, options.device)
+    return measure_calls(artifact, module, module_file, case, options)
+
+
+def measure_calls(
+    artifact: Artifact, module: ModuleEntry, module_file: Path, case: Case, options: RunOptions
+) -> MeasuredOps:
+    """Measure the calls of `module`.  Raises DeviceError, and as devices.open_device."""
     device = open_device(options.device or module.driver, options.num_threads)
     operands = _Operands(artifact, module, step_batch(artifact, case), device)
     instance = rt.VmInstance()
@@ -138,12 +145,11 @@ def sizes_of(batch: StepBatch) -> dict[str, int]:
 class _Buffers:
     """What the functions of an op are called with, in op_modules' order.
 
-    carrier, other:  the operand that orders the calls, and another like it
-    copies:          of the rotated operands
+    carrier:  the operand that orders the calls
+    copies:   of the rotated operands
     """
 
     carrier: rt.HalBufferView
-    other: rt.HalBufferView
     shared: list[rt.HalBufferView]
     copies: list[list[rt.HalBufferView]]
 
@@ -181,7 +187,7 @@ class _Operands:
             copies.append([self._buffer(call, o, len(copies) % call.count) for o in of_call])
             num_bytes += sum(view.byte_length for view in copies[-1])
         first = made.pop(carrier.name)
-        return _Buffers(first, self._buffer(call, carrier, 0), [*made.values()], copies)
+        return _Buffers(first, [*made.values()], copies)
 
     def _buffer(self, call: StepCall, operand: CallOperand, occurrence: int) -> rt.HalBufferView:
         position = call.operands.index(operand)
@@ -250,7 +256,7 @@ def _measure(
         if len(call_s) == WARM_UP_REPEATS:
             end = time.perf_counter() + SECONDS
         call_s.append(_seconds(context, call, buffers.arguments(turn)))
-        links_s.append(_seconds(context, links, _variants([buffers.carrier, buffers.other])))
+        links_s.append(_seconds(context, links, _variants([buffers.carrier] * 2)))
         turn += CHAIN
     return call_s[WARM_UP_REPEATS:], links_s[WARM_UP_REPEATS:]
 

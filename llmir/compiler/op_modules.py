@@ -2,14 +2,14 @@
 
     @call_<i>(carrier, shared operands…, CHAIN × rotated operands…) → carrier
         for each of CHAIN:  y = op(carrier, …);  carrier = link(y, carrier)
-    @links_<i>(carrier, another like it) → carrier
-        CHAIN × link
+    @links_<i>(carrier, carrier) → carrier
+        CHAIN × link, which reads the carrier in the place of y
 
 An op's result goes nowhere, but without its being read IREE would drop the call, and without
 an order it would run the calls side by side.  `link` reads one element of y and writes one of
 the carrier, an operand of the next call: a dispatch of one workgroup, whose own time
-`links_<i>` gives.  It never changes the carrier in fact.  Several calls stand in one function
-because calling one takes longer than most ops do.
+`links_<i>` gives.  It never changes the carrier in fact; both functions copy it once.
+Several calls stand in one function because calling one takes longer than most ops do.
 """
 
 from __future__ import annotations
@@ -66,9 +66,8 @@ def _functions(step_call: StepCall, index: int, chain: int) -> str:
         }
         body += _call(call, symbol, values, k)
         body.append(f"%x_{k + 1} = func.call @link_{index}(%y_{k}, %x_{k}) : ({y}, {x}) -> {x}")
-        links.append(
-            f"%x_{k + 1} = func.call @own_link_{index}(%other, %x_{k}) : ({x}, {x}) -> {x}"
-        )
+        y_k = "%x_0" if k else "%same"
+        links.append(f"%x_{k + 1} = func.call @own_link_{index}({y_k}, %x_{k}) : ({x}, {x}) -> {x}")
     last = f"return %x_{chain} : {x}"
     return f"""
 {lowering.emit(call, symbol)}
@@ -77,7 +76,7 @@ def _functions(step_call: StepCall, index: int, chain: int) -> str:
 func.func @call_{index}({", ".join(arguments)}) -> {x} {{
   {_lines([*body, last])}
 }}
-func.func @links_{index}(%x_0: {x}, %other: {x}) -> {x} {{
+func.func @links_{index}(%x_0: {x}, %same: {x}) -> {x} {{
   {_lines([*links, last])}
 }}"""
 
@@ -92,51 +91,47 @@ def _call(call: Call, symbol: str, values: dict[str, str], k: int) -> list[str]:
 
 def _link(symbol: str, x: TensorType, y: TensorType) -> str:
     """x with its first element written again, after the first of y has been read."""
-    sizes, loads = [], []
-    for name, t in (("y", y), ("x", x)):
-        for dim, size in enumerate(t.shape):
-            if not is_static(size):
-                sizes.append((f"{name}{dim}", name, dim, t))
-    of = {n: [s for s, owner, _, _ in sizes if owner == n] for n in ("x", "y")}
-    dims = {n: f"{{{', '.join('%' + s for s in of[n])}}}" if of[n] else "" for n in of}
-    measured = [
-        line
-        for s, owner, dim, t in sizes
-        for line in (
-            f"%{s}_dim = arith.constant {dim} : index",
-            f"%{s} = tensor.dim %{owner}, %{s}_dim : {t}",
-        )
+    tensors = {"y": y, "x": x}
+    sizes = [
+        (f"{name}{dim}", name, dim)
+        for name, t in tensors.items()
+        for dim, size in enumerate(t.shape)
+        if not is_static(size)
     ]
-    access = {"y": "readonly", "x": "readwrite"}
+
+    def dims(name: str, suffix: str = "") -> str:
+        own = [f"%{size}{suffix}" for size, owner, _ in sizes if owner == name]
+        return f"{{{', '.join(own)}}}" if own else ""
+
+    measured, loads = [], []
+    for i, (size, name, dim) in enumerate(sizes):
+        measured.append(f"%{size}_dim = arith.constant {dim} : index")
+        measured.append(f"%{size} = tensor.dim %{name}, %{size}_dim : {tensors[name]}")
+        loads.append(
+            f"%{size}_in = iree_tensor_ext.dispatch.workload.ordinal %{size}_arg, {i} : index"
+        )
     handle = {
-        n: f"!iree_tensor_ext.dispatch.tensor<{access[n]}:{t}>" for n, t in (("y", y), ("x", x))
+        name: f"!iree_tensor_ext.dispatch.tensor<{access}:{tensors[name]}>"
+        for name, access in (("y", "readonly"), ("x", "readwrite"))
     }
-    for i, (s, *_) in enumerate(sizes):
-        loads.append(f"%{s}_in = iree_tensor_ext.dispatch.workload.ordinal %{s}_arg, {i} : index")
-    for n, t in (("y", y), ("x", x)):
-        inner = f"{{{', '.join(f'%{s}_in' for s in of[n])}}}" if of[n] else ""
-        zeros, ones = (", ".join([v] * t.rank) for v in ("0", "1"))
-        loads += [
-            f"%{n}_in = flow.dispatch.tie_shape %{n}_arg : {handle[n]}{inner}",
-            f"%{n}_one = iree_tensor_ext.dispatch.tensor.load %{n}_in, offsets = [{zeros}], "
-            f"sizes = [{ones}], strides = [{ones}] : {handle[n]}{inner} -> tensor<1x{t.dtype}>",
-        ]
-    zeros, ones = (", ".join([v] * x.rank) for v in ("0", "1"))
-    inner = f"{{{', '.join(f'%{s}_in' for s in of['x'])}}}" if of["x"] else ""
-    never = "60000.0" if y.dtype.startswith(("f", "b")) else "-60000"
-    compare = "arith.cmpf oeq" if y.dtype.startswith(("f", "b")) else "arith.cmpi eq"
-    add, one = ("addf", "1.0") if x.dtype.startswith(("f", "b")) else ("addi", "1")
-    listed = ", ".join(f"%{s}" for s, *_ in sizes)
-    index_types = ", ".join(["index"] * len(sizes))
-    handles = [f"%y_arg: {handle['y']}"]
-    size_args = [f"%{s}_arg: index" for s, *_ in sizes]
-    handles = [*handles, f"%x_arg: {handle['x']}", *size_args]
+    for name, t in tensors.items():
+        inner = f"{handle[name]}{dims(name, '_in')}"
+        loads.append(f"%{name}_in = flow.dispatch.tie_shape %{name}_arg : {inner}")
+        loads.append(
+            f"%{name}_one = iree_tensor_ext.dispatch.tensor.load %{name}_in, {_first(t)} "
+            f": {inner} -> tensor<1x{t.dtype}>"
+        )
+    compare, never = ("cmpi eq", "-60000") if y.dtype == "i32" else ("cmpf oeq", "60000.0")
+    add, one = ("addi", "1") if x.dtype == "i32" else ("addf", "1.0")
+    listed = ", ".join(f"%{size}" for size, *_ in sizes)
+    size_args = ", ".join(f"%{size}_arg: index" for size, *_ in sizes)
+    size_types = ", ".join("index" for _ in sizes)
     return f"""
 func.func private @{symbol}(%y: {y}, %x: {x}) -> {x} {{
   {_lines(measured)}
   %out = flow.dispatch.workgroups[{listed}](%y, %x, {listed})
-      : ({y}{dims["y"]}, {x}{dims["x"]}, {index_types}) -> %x{dims["x"]} =
-  ({", ".join(handles)}) {{
+      : ({y}{dims("y")}, {x}{dims("x")}, {size_types}) -> %x{dims("x")} =
+  (%y_arg: {handle["y"]}, %x_arg: {handle["x"]}, {size_args}) {{
     {_lines(loads, 4)}
     %linked = linalg.generic {{
         indexing_maps = [affine_map<(i) -> (i)>, affine_map<(i) -> (i)>],
@@ -145,20 +140,26 @@ func.func private @{symbol}(%y: {y}, %x: {x}) -> {x} {{
     ^bb0(%from: {y.dtype}, %to: {x.dtype}):
       %never = arith.constant {never} : {y.dtype}
       %one = arith.constant {one} : {x.dtype}
-      %is_never = {compare}, %from, %never : {y.dtype}
+      %is_never = arith.{compare}, %from, %never : {y.dtype}
       %other = arith.{add} %to, %one : {x.dtype}
       %same = arith.select %is_never, %other, %to : {x.dtype}
       linalg.yield %same : {x.dtype}
     }} -> tensor<1x{x.dtype}>
-    iree_tensor_ext.dispatch.tensor.store %linked, %x_in, offsets = [{zeros}],
-        sizes = [{ones}], strides = [{ones}] : tensor<1x{x.dtype}> -> {handle["x"]}{inner}
+    iree_tensor_ext.dispatch.tensor.store %linked, %x_in, {_first(x)}
+        : tensor<1x{x.dtype}> -> {handle["x"]}{dims("x", "_in")}
     flow.return
-  }} count({", ".join(f"%{s}_count: index" for s, *_ in sizes)}) -> (index, index, index) {{
+  }} count({", ".join(f"%{size}_count: index" for size, *_ in sizes)}) -> (index, index, index) {{
     %single = arith.constant 1 : index
     flow.return %single, %single, %single : index, index, index
   }}
   return %out : {x}
 }}"""
+
+
+def _first(t: TensorType) -> str:
+    """The slice that is a tensor's first element."""
+    zeros, ones = (", ".join([v] * t.rank) for v in ("0", "1"))
+    return f"offsets = [{zeros}], sizes = [{ones}], strides = [{ones}]"
 
 
 def _lines(lines: Sequence[str], columns: int = 2) -> str:

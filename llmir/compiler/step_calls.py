@@ -144,7 +144,7 @@ class _Reader:
         name = next(name for name in values if name != "kv")
         rows = self._dims(call, name, values[name])[0]
         result = call.results[0]
-        if rows == "?" or is_static(result.shape[0]):
+        if rows == "?" or is_static(result.shape[0]) or _is_pages(operation.results[0]):
             return
         symbol, _, times = rows.partition("*")
         elements = int(times or 1)
