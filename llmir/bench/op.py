@@ -137,7 +137,8 @@ def run_ops(
         }
         with on_stage(f"ops of {case.name}"):
             ops = MeasuredOps(**run_job(job))
-        step = measure_in_process(artifact, case, costs, options, STEP_REPEATS, on_stage)
+        zeros = dataclasses.replace(options, zero_kv=True)
+        step = measure_in_process(artifact, case, costs, zeros, STEP_REPEATS, on_stage)
         measured.append((case, ops, step))
     if limits is not None:
         limits = limits.better(limits_in_process(threads, on_stage))

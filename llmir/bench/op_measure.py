@@ -114,7 +114,6 @@ def step_batch(artifact: Artifact, case: Case) -> StepBatch:
         )
     )
     seqs = Sequences(recorder, case.batch, case.tokens_per_seq)
-    seqs.fill(case.depth)
     seqs.step(spans[0][0])
     assert recorder.last is not None
     return recorder.last

@@ -8,22 +8,31 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import llmir
 from llmir.artifact import CallOperand, StepCall
 from llmir.bench import op as op_report
 from llmir.bench import op_measure
-from llmir.bench.cases import Case
+from llmir.bench.cases import Case, Sequences
 from llmir.bench.costs import Span, StepCosts
 from llmir.bench.limits import MachineLimits
-from llmir.bench.measure import Measured, RunOptions
+from llmir.bench.measure import (
+    DECODE_STEPS_PER_REPEAT,
+    Measured,
+    RunOptions,
+    measure_case,
+)
 from llmir.bench.op import Profile, check_calls, make_profile
 from llmir.bench.op_costs import CallCosts, call_costs
 from llmir.bench.op_measure import CHAIN, MeasuredOps
 from llmir.cli import main
 from llmir.compiler.op_modules import compile_calls
 from llmir.errors import ArtifactVersionError, OptionError
+from llmir.runtime.session import Session, SessionOptions
+
+Array = np.ndarray[Any, Any]
 
 LIMITS = MachineLimits(
     num_threads=2,
@@ -217,6 +226,26 @@ def test_ops_are_measured_alone(
     found = op_measure.measure_calls(tiny, module, tmp_path / "ops.vmfb", case, options)
     assert [len(times) for times in (*found.call_s, *found.links_s)] == [5] * 8
     assert all(0 < s < 1 for times in (*found.call_s, *found.links_s) for s in times)
+
+
+def test_zeros_take_the_place_of_a_computed_context(tiny: llmir.Artifact) -> None:
+    batch = op_measure.step_batch(tiny, Case.decode(2, 20))
+
+    def logits(*, fill: bool, zero: bool) -> Array:
+        session = Session(tiny, SessionOptions(device="local-task"))
+        if fill:
+            Sequences(session, 2, 20).fill(20)
+        if zero:
+            session.zero_kv(1 + 2 * 2)
+        return session.step(batch)
+
+    zeros = logits(fill=True, zero=True)
+    np.testing.assert_array_equal(zeros, logits(fill=False, zero=True))
+    assert np.isfinite(zeros).all()
+    assert (zeros != logits(fill=True, zero=False)).any()
+    options = RunOptions(device="local-task", zero_kv=True)
+    measured = measure_case(tiny.path, Case.decode(2, 20), options, 1)
+    assert len(measured.step_s[0]) == DECODE_STEPS_PER_REPEAT
 
 
 def test_the_batch_of_a_case(tiny: llmir.Artifact) -> None:
