@@ -40,7 +40,7 @@ class OpRow:
 
     label               what it is in the model; op, provider, variant: as select-providers says
     count               how often it occurs in the step
-    call_us             one call alone: median of the repeats; _min and _max: their spread
+    call_us             one call alone: median of the repeats; _p10 and _p90: percentiles
     step_ms             count calls
     step_share          that, of the whole measured step
     memory_bytes, activation_bytes, operations   of a call, as in op_costs
@@ -56,8 +56,8 @@ class OpRow:
     variant: str
     count: int
     call_us: float
-    call_us_min: float
-    call_us_max: float
+    call_us_p10: float
+    call_us_p90: float
     step_ms: float
     step_share: float
     memory_bytes: int
@@ -73,7 +73,7 @@ class Profile:
     """The ops of one case, and the step that they make.
 
     ops_ms            sum of the rows
-    step_ms           the whole step: median; _min and _max: of all steps
+    step_ms           the whole step: median; _p10 and _p90: percentiles
     difference_ms     step_ms − ops_ms
     others_cpu_share  what else the machine was busy with while the step was measured
     """
@@ -85,8 +85,8 @@ class Profile:
     rows: list[OpRow]
     ops_ms: float
     step_ms: float
-    step_ms_min: float
-    step_ms_max: float
+    step_ms_p10: float
+    step_ms_p90: float
     difference_ms: float
     others_cpu_share: float | None
 
@@ -176,7 +176,7 @@ def make_profile(
     """The statistics of a case.  budget: max_num_batched_tokens."""
     (spans,) = case.spans(budget)
     steps_ms = [1e3 * s for repeat in step.step_s for s in repeat]
-    step_ms = float(np.median(steps_ms))
+    p10, step_ms, p90 = (float(p) for p in np.percentile(steps_ms, (10, 50, 90)))
     rows = [
         _row(call, call_s, links_s, case, spans, step_ms, limits)
         for call, call_s, links_s in zip(calls, ops.call_s, ops.links_s, strict=True)
@@ -187,8 +187,8 @@ def make_profile(
         rows=rows,
         ops_ms=ops_ms,
         step_ms=step_ms,
-        step_ms_min=min(steps_ms),
-        step_ms_max=max(steps_ms),
+        step_ms_p10=p10,
+        step_ms_p90=p90,
         difference_ms=step_ms - ops_ms,
         others_cpu_share=step.others_cpu_share,
     )
@@ -206,7 +206,7 @@ def _row(
     links = float(np.median(links_s))
     # Of an op that takes next to nothing, noise may make it less.
     repeats_us = [max(0.0, 1e6 * (s - links) / CHAIN) for s in call_s]
-    call_us = float(np.median(repeats_us))
+    p10, call_us, p90 = (float(p) for p in np.percentile(repeats_us, (10, 50, 90)))
     # Every sequence of a case wants logits of its last token.
     sizes = {"T": sum(s.length for s in spans), "L": case.batch}
     costs = call_costs(call, sizes, spans)
@@ -222,8 +222,8 @@ def _row(
         variant=call.variant,
         count=call.count,
         call_us=call_us,
-        call_us_min=min(repeats_us),
-        call_us_max=max(repeats_us),
+        call_us_p10=p10,
+        call_us_p90=p90,
         step_ms=of_step_ms,
         step_share=of_step_ms / step_ms,
         memory_bytes=costs.memory_bytes,
@@ -241,7 +241,7 @@ _COLUMNS: dict[str, Callable[[OpRow], str]] = {
     "provider": lambda r: f"{r.provider}/{r.variant}".rstrip("/"),
     "×": lambda r: str(r.count),
     "call µs": lambda r: number(r.call_us),
-    "min–max": lambda r: f"{number(r.call_us_min)}–{number(r.call_us_max)}",
+    "p10–p90": lambda r: f"{number(r.call_us_p10)}–{number(r.call_us_p90)}",
     "step ms": lambda r: f"{r.step_ms:.3f}",
     "of step": lambda r: share(r.step_share),
     "MB": lambda r: f"{r.memory_bytes / 1e6:.3f}",
@@ -269,13 +269,13 @@ def text(profile: Profile) -> str:
         (
             "step, measured",
             profile.step_ms,
-            f"{profile.step_ms_min:.2f}–{profile.step_ms_max:.2f} ms",
+            f"{profile.step_ms_p10:.2f}–{profile.step_ms_p90:.2f} ms",
         ),
         ("difference", profile.difference_ms, ""),
     ):
         cells = dict.fromkeys(_COLUMNS, "")
         cells |= {"part": name, "step ms": f"{ms:.3f}", "of step": share(ms / profile.step_ms)}
-        cells["min–max"] = spread
+        cells["p10–p90"] = spread
         lines.append(list(cells.values()))
     others = profile.others_cpu_share
     busy = "" if others is None else f" (others' CPU: {share(others)})"

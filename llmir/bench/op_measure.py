@@ -36,7 +36,7 @@ COLD_BYTES = 1 << 27
 MAX_COPIES = 512
 MIN_REPEATS, MAX_REPEATS = 5, 100
 SECONDS = 0.5  # of each op, if that is more repeats than MIN_REPEATS
-WARM_UP_REPEATS = 2
+WARM_UP_REPEATS = 1
 
 _ELEMENTS: dict[str, tuple[Any, type[np.generic]]] = {
     "f32": (rt.HalElementType.FLOAT_32, np.float32),

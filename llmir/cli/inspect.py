@@ -27,7 +27,11 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("artifact")
-@click.option("--tensors", is_flag=True, help="List every tensor and parameter, not only sums.")
+@click.option(
+    "--tensors",
+    is_flag=True,
+    help="List every tensor and parameter, not only sums; with --json, the calls of a step too.",
+)
 @verify_weights_option
 @json_option
 def inspect(artifact: str, tensors: bool, verify_weights: str, as_json: bool) -> None:
@@ -73,6 +77,8 @@ def _document(root: Path, manifest: Manifest, damage: list[str], tensors: bool) 
     document["weights"] = _weights(manifest)
     for module, entry in zip(document["modules"], manifest.modules, strict=True):
         module["cannot_run_here"] = _missing(entry)
+        if not tensors:
+            del module["calls"]
     if not tensors:
         del document["tensors"], document["parameters"]
     return document

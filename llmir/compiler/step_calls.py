@@ -33,11 +33,10 @@ def step_calls(module: ir.Module, arguments: Sequence[StepArgument]) -> tuple[St
     arguments: of the step, in order
     """
     found: dict[tuple[object, ...], list[tuple[str, ...]]] = {}
-    for function in module.body.operations:
-        name = function.operation.attributes["sym_name"]
-        if ir.StringAttr(name).value == ENTRY:
-            reader = _Reader(module, arguments)
-            for key, sources in reader.calls(function.operation):
+    for view in module.body.operations:
+        function = view.operation
+        if function.name == "util.func" and text_attribute(function, "sym_name") == ENTRY:
+            for key, sources in _Reader(module, arguments).calls(function):
                 found.setdefault(key, []).append(sources)
     return tuple(
         StepCall(
@@ -59,7 +58,7 @@ class _Reader:
     def __init__(self, module: ir.Module, arguments: Sequence[StepArgument]) -> None:
         self._arguments = arguments
         self._parameters = {
-            ir.StringAttr(op.attributes["sym_name"]).value: name_of(op) for op in globals_of(module)
+            text_attribute(op, "sym_name"): name_of(op) or "" for op in globals_of(module)
         }
         # Of each llm op's first result: the dynamic size that its elements are a multiple of.
         self._elements: dict[ir.Value, tuple[str, int]] = {}
@@ -98,10 +97,8 @@ class _Reader:
             if operation.name in _VIEWS:
                 value = operation.operands[0]
             elif operation.name == "util.global.load":
-                return (
-                    self._parameters[ir.FlatSymbolRefAttr(operation.attributes["global"]).value]
-                    or ""
-                )
+                symbol = ir.FlatSymbolRefAttr(operation.attributes["global"]).value
+                return self._parameters[symbol]
             elif operation.name == "hal.tensor.import":
                 return self._arguments[ir.BlockArgument(operation.operands[0]).arg_number].name
             elif operation.name.startswith("llm.") and _is_pages(value):

@@ -181,15 +181,16 @@ def profile() -> Profile:
 
 def test_a_row_and_the_lines_below(profile: Profile) -> None:
     (row,) = profile.rows
-    assert (row.call_us, row.call_us_min, row.call_us_max) == pytest.approx((2, 1, 4))
+    # Percentiles of 1, 2 and 4, between two of them in proportion.
+    assert (row.call_us, row.call_us_p10, row.call_us_p90) == pytest.approx((2, 1.2, 3.6))
     assert (row.count, row.step_ms, row.step_share) == pytest.approx((10, 0.020, 0.5))
     assert row.memory_bytes == 6528
     assert row.activation_bytes == 4 * 2 * (96 + 64)
     assert row.operations == 2 * 2 * 64 * 96
     assert row.bandwidth_share == pytest.approx(6528 / 2e-6 / 1e10)
     assert row.arithmetic_share == pytest.approx(2 * 2 * 64 * 96 / 2e-6 / 1e11)
-    found = (profile.ops_ms, profile.step_ms, profile.step_ms_min, profile.step_ms_max)
-    assert found == pytest.approx((0.020, 0.040, 0.030, 0.080))
+    found = (profile.ops_ms, profile.step_ms, profile.step_ms_p10, profile.step_ms_p90)
+    assert found == pytest.approx((0.020, 0.040, 0.032, 0.072))
     assert profile.difference_ms == pytest.approx(0.020)
 
 
@@ -205,7 +206,7 @@ def test_the_table(profile: Profile) -> None:
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
     assert text.startswith("decode 2 at depth 5 (others' CPU: 25 %)\n\n|")
     assert cells[2][:8] == [
-        *("down", "packed_matmul", "cpu_c", "10", "2.0", "1.0–4.0", "0.020", "50 %"),
+        *("down", "packed_matmul", "cpu_c", "10", "2.0", "1.2–3.6", "0.020", "50 %"),
     ]
     assert [line[0] for line in cells[3:]] == ["sum of ops", "step, measured", "difference"]
     assert [line[6] for line in cells[3:]] == ["0.020", "0.040", "0.020"]
