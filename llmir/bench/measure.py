@@ -80,7 +80,7 @@ def measure_case(path: Path, case: Case, options: RunOptions, repeats: int) -> M
     first_step_s, _ = Sequences(runner, 1, 1).step(Span(0, 1))
 
     first_token_s: list[float] = []
-    before = _cpu_seconds()
+    before = cpu_seconds()
     if case.phase == "decode":
         depth = case.depth
         if options.zero_kv and isinstance(runner, Session) and runner.module.cpu_arch:
@@ -89,7 +89,7 @@ def measure_case(path: Path, case: Case, options: RunOptions, repeats: int) -> M
         step_s = _measure_decode(runner, case, repeats, depth)
     else:
         step_s, first_token_s = _measure_prefill(runner, case, repeats)
-    others = _others_cpu_share(before, _cpu_seconds())
+    others = share_of_others(before, cpu_seconds())
     costs = StepCosts.of(artifact.manifest, choose_module(artifact, options.device))
     return Measured(
         load_s=load_s,
@@ -130,7 +130,7 @@ def _measure_decode(
     return [[seqs.step(span)[0] for _ in range(DECODE_STEPS_PER_REPEAT)] for _ in range(repeats)]
 
 
-def _cpu_seconds() -> tuple[float, float, float] | None:
+def cpu_seconds() -> tuple[float, float, float] | None:
     """CPU seconds so far: all cores' together, of these busy, and of these this process's."""
     stat = Path("/proc/stat")
     if not stat.exists():
@@ -142,9 +142,10 @@ def _cpu_seconds() -> tuple[float, float, float] | None:
     return sum(ticks) * tick_s, (sum(ticks) - idle) * tick_s, time.process_time()
 
 
-def _others_cpu_share(
+def share_of_others(
     before: tuple[float, float, float] | None, after: tuple[float, float, float] | None
 ) -> float | None:
+    """The CPU time of other processes between two of `cpu_seconds`, of all there was."""
     if before is None or after is None:
         return None
     total, busy, own = (b - a for a, b in zip(before, after, strict=True))

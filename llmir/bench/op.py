@@ -75,7 +75,7 @@ class Profile:
     ops_ms            sum of the rows
     step_ms           the whole step: median; _p10 and _p90: percentiles
     difference_ms     step_ms − ops_ms
-    others_cpu_share  what else the machine was busy with while the step was measured
+    *_others_cpu_share  what else the machine was busy with while each was measured
     """
 
     phase: str
@@ -88,7 +88,8 @@ class Profile:
     step_ms_p10: float
     step_ms_p90: float
     difference_ms: float
-    others_cpu_share: float | None
+    ops_others_cpu_share: float | None
+    step_others_cpu_share: float | None
 
 
 CompileHook = Callable[[ModuleEntry, Path], None]
@@ -190,7 +191,8 @@ def make_profile(
         step_ms_p10=p10,
         step_ms_p90=p90,
         difference_ms=step_ms - ops_ms,
-        others_cpu_share=step.others_cpu_share,
+        ops_others_cpu_share=ops.others_cpu_share,
+        step_others_cpu_share=step.others_cpu_share,
     )
 
 
@@ -277,8 +279,8 @@ def text(profile: Profile) -> str:
         cells |= {"part": name, "step ms": f"{ms:.3f}", "of step": share(ms / profile.step_ms)}
         cells["p10–p90"] = spread
         lines.append(list(cells.values()))
-    others = profile.others_cpu_share
-    busy = "" if others is None else f" (others' CPU: {share(others)})"
+    ops, step = map(share, (profile.ops_others_cpu_share, profile.step_others_cpu_share))
+    busy = f" (others' CPU: ops {ops}, step {step})" if ops and step else ""
     return f"{case.name}{busy}\n\n{aligned(list(_COLUMNS), lines)}"
 
 

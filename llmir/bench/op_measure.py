@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from llmir import artifact as artifacts
 from llmir.artifact import Artifact, CallOperand, ModuleEntry, StepCall
 from llmir.bench.cases import Case, Sequences
-from llmir.bench.measure import RunOptions
+from llmir.bench.measure import RunOptions, cpu_seconds, share_of_others
 from llmir.bench.op_costs import size_of
 from llmir.errors import DeviceError, OptionError
 from llmir.runtime.base import F32, I32, StepBatch, StepLimits
@@ -50,10 +50,14 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeasuredOps:
-    """Seconds of every repeat, of each op's function and of its links': [op][repeat]."""
+    """Seconds of every repeat, of each op's function and of its links': [op][repeat].
+
+    others_cpu_share: as in measure.Measured
+    """
 
     call_s: list[list[float]]
     links_s: list[list[float]]
+    others_cpu_share: float | None
 
 
 def measure_ops(path: Path, module_file: Path, case: Case, options: RunOptions) -> MeasuredOps:
@@ -74,6 +78,7 @@ def measure_calls(
     operands = _Operands(artifact, module, step_batch(artifact, case), device)
     instance = rt.VmInstance()
     call_s, links_s = [], []
+    before = cpu_seconds()
     try:
         hal = rt.create_hal_module(instance, device)
         code = rt.VmModule.mmap(instance, str(module_file))
@@ -85,7 +90,8 @@ def measure_calls(
             links_s.append(links)
     except IREE_ERRORS as error:
         raise DeviceError(f"an op failed on {module.target}: {error}") from error
-    return MeasuredOps(call_s=call_s, links_s=links_s)
+    others = share_of_others(before, cpu_seconds())
+    return MeasuredOps(call_s=call_s, links_s=links_s, others_cpu_share=others)
 
 
 def step_batch(artifact: Artifact, case: Case) -> StepBatch:

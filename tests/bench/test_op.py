@@ -175,6 +175,7 @@ def profile() -> Profile:
     ops = MeasuredOps(
         call_s=[[CHAIN * 3e-6, CHAIN * 2e-6, CHAIN * 5e-6]],
         links_s=[[CHAIN * 1e-6, CHAIN * 9e-6, CHAIN * 1e-6]],
+        others_cpu_share=0.5,
     )
     return make_profile(Case.decode(2, 5), [matmul(10)], ops, step(30e-6, 40e-6, 80e-6), 32, LIMITS)
 
@@ -195,7 +196,7 @@ def test_a_row_and_the_lines_below(profile: Profile) -> None:
 
 
 def test_noise_makes_no_call_shorter_than_nothing() -> None:
-    ops = MeasuredOps(call_s=[[1e-6]], links_s=[[2e-6]])
+    ops = MeasuredOps(call_s=[[1e-6]], links_s=[[2e-6]], others_cpu_share=None)
     made = make_profile(Case.decode(1, 0), [matmul(1)], ops, step(1e-3), 32, LIMITS)
     (row,) = made.rows
     assert (row.call_us, row.bandwidth_share, row.arithmetic_share) == (0, None, None)
@@ -204,7 +205,7 @@ def test_noise_makes_no_call_shorter_than_nothing() -> None:
 def test_the_table(profile: Profile) -> None:
     text = op_report.text(profile)
     cells = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines()[2:]]
-    assert text.startswith("decode 2 at depth 5 (others' CPU: 25 %)\n\n|")
+    assert text.startswith("decode 2 at depth 5 (others' CPU: ops 50 %, step 25 %)\n\n|")
     assert cells[2][:8] == [
         *("down", "packed_matmul", "cpu_c", "10", "2.0", "1.2–3.6", "0.020", "50 %"),
     ]
@@ -280,7 +281,8 @@ def without_measuring(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
             return dataclasses.asdict(LIMITS)
         if job["job"] == "case":
             return dataclasses.asdict(step(1e-3))
-        return {"call_s": [[CHAIN * 3e-6]] * 9, "links_s": [[CHAIN * 1e-6]] * 9}
+        times = {"call_s": [[CHAIN * 3e-6]] * 9, "links_s": [[CHAIN * 1e-6]] * 9}
+        return {**times, "others_cpu_share": 0.0}
 
     monkeypatch.setattr("llmir.bench.op.run_job", answer)
     monkeypatch.setattr("llmir.bench.latency.run_job", answer)
