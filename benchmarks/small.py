@@ -135,7 +135,7 @@ def first_token_report(model: str, repeats: int) -> list[str]:
 
 def memory_report(artifact: Artifact) -> list[str]:
     """Rows for each of LOADS."""
-    costs = StepCosts.of(artifact.manifest)
+    costs = StepCosts.of(artifact.manifest, artifact.manifest.modules[0])
     weights = artifact.num_weight_bytes
     rows = []
     for requests, prompt, output in LOADS:

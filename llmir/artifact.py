@@ -108,6 +108,55 @@ class ProviderUse:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CallOperand:
+    """An operand of a StepCall.
+
+    kind:  "parameter", "argument" of the step, or "activations"
+    dims:  numbers; of activations a dynamic one is "T", "L" (rows of logits) or a multiple,
+           "T*9"; "?" elsewhere
+    """
+
+    name: str
+    kind: str
+    dtype: str
+    dims: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepCall:
+    """An llm op of `step_greedy` after fusion, with all that is static about it.
+
+    label:     what it is in the model: "qkv", "attention", …
+    operands:  those that are there, in the order of the op's signature
+    sources:   for each time that it occurs, where each operand comes from: the name of a
+               parameter or of an argument of the step; "" for activations
+    """
+
+    op: str
+    label: str
+    provider: str
+    variant: str
+    attrs: Mapping[str, int | float | bool | str]
+    operands: tuple[CallOperand, ...]
+    sources: tuple[tuple[str, ...], ...]
+
+    @property
+    def count(self) -> int:
+        """How often it occurs in a step."""
+        return len(self.sources)
+
+    @property
+    def rotated(self) -> tuple[str, ...]:
+        """The operands that each layer has its own of: weights and KV pages."""
+        return tuple(
+            operand.name
+            for operand, names in zip(self.operands, zip(*self.sources, strict=True), strict=True)
+            if operand.name == "kv"
+            or (operand.kind == "parameter" and (len(set(names)) > 1 or self.count == 1))
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ModuleEntry:
     """One compiled module.
 
@@ -120,6 +169,7 @@ class ModuleEntry:
     cpu_arch:      CPU targets: "x86_64" or "aarch64"
     cpu_features:  CPU targets: LLVM's feature names that the code may use
     entry_points:  exported functions
+    calls:         the llm ops of a step; empty in artifacts from before they were recorded
     """
 
     target: str
@@ -132,17 +182,32 @@ class ModuleEntry:
     cpu: str = ""
     cpu_arch: str = ""
     cpu_features: tuple[str, ...] = ()
+    calls: tuple[StepCall, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTensor:
-    """How a tensor of the model is stored: its format in the source, and here."""
+    """A tensor of the model: its format in the source, and in the portable layout."""
 
     name: str
     shape: tuple[int, ...]
     source_format: str
     stored_as: str
     num_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoredParameter:
+    """A parameter of a weights file, as the modules read it.
+
+    stored_as:  a packed format, a layout of planes, or a dtype
+    sources:    the model's tensors that it is made of; none of the RoPE table
+    """
+
+    name: str
+    stored_as: str
+    num_bytes: int
+    sources: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +229,10 @@ class StepArgument:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
-    """Everything that manifest.json says."""
+    """Everything that manifest.json says.
+
+    parameters:  of each weights file; empty in artifacts from before they were recorded
+    """
 
     llmir_version: str
     cache_key: str
@@ -180,6 +248,7 @@ class Manifest:
     tools: Mapping[str, str]
     compile_seconds: Mapping[str, float]
     files: Mapping[str, FileEntry] = field(default_factory=dict)
+    parameters: Mapping[str, tuple[StoredParameter, ...]] = field(default_factory=dict)
     format_version: int = FORMAT_VERSION
 
     def module_for(self, target: str) -> ModuleEntry:
@@ -188,6 +257,18 @@ class Manifest:
             if entry.target == target:
                 return entry
         raise UnknownNameError("target in this artifact", target, (m.target for m in self.modules))
+
+    def parameters_of(self, module: ModuleEntry) -> tuple[StoredParameter, ...]:
+        """What the weights file of a module holds.
+
+        Raises ArtifactVersionError if the artifact is from before that was recorded.
+        """
+        if module.weights not in self.parameters:
+            raise ArtifactVersionError(
+                f"the artifact of {self.model.name} says nothing of the sizes in "
+                f"{module.weights}: llmir {self.llmir_version} made it; compile the model again"
+            )
+        return self.parameters[module.weights]
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,9 +369,18 @@ def read_manifest(root: Path) -> Manifest:
 
 
 def _manifest_from_json(data: dict[str, Any]) -> Manifest:
+    def call(entry: dict[str, Any]) -> StepCall:
+        operands = tuple(CallOperand(**_tuples(o)) for o in entry.pop("operands"))
+        sources = tuple(tuple(names) for names in entry.pop("sources"))
+        return StepCall(operands=operands, sources=sources, **entry)
+
     def module(entry: dict[str, Any]) -> ModuleEntry:
         providers = tuple(ProviderUse(**p) for p in entry.pop("providers"))
-        return ModuleEntry(providers=providers, **_tuples(entry))
+        calls = tuple(call(c) for c in entry.pop("calls", []))
+        return ModuleEntry(providers=providers, calls=calls, **_tuples(entry))
+
+    def parameters(entries: list[dict[str, Any]]) -> tuple[StoredParameter, ...]:
+        return tuple(StoredParameter(**_tuples(p)) for p in entries)
 
     nested: dict[str, Any] = {
         "model": ModelSpec.from_json(data.pop("model")),
@@ -300,6 +390,7 @@ def _manifest_from_json(data: dict[str, Any]) -> Manifest:
         "modules": tuple(module(m) for m in data.pop("modules")),
         "tensors": tuple(StoredTensor(**_tuples(t)) for t in data.pop("tensors")),
         "files": {n: FileEntry(**e) for n, e in data.pop("files").items()},
+        "parameters": {n: parameters(p) for n, p in data.pop("parameters", {}).items()},
     }
     return Manifest(**nested, **data)
 

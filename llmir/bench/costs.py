@@ -4,8 +4,9 @@ Symbols: T tokens of the step, L rows of logits, c_s tokens of sequence s in the
 after it, n_s tokens of it in this step, w a layer's window (none: infinite).
 
     bytes/step = weights + Σ_layers Σ_s [min(c_s, n_s + w − 1) + n_s] · kv
-        weights  every stored tensor once; of an embedding table that is not the head as
-                 well nothing, as only T of its rows are looked up
+        weights  every parameter of the module's weights file once, in the bytes that it has
+                 there; of the RoPE table, and of an embedding table that is not the head as
+                 well, nothing, as only T of their rows are looked up
         kv       2 · num_kv_heads · bytes per row (head_dim elements; int8: and a scale): K and V
                  of one token in one layer; read for the positions that the step's tokens see,
                  written for its own
@@ -24,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from llmir.artifact import Manifest
+from llmir.artifact import Manifest, ModuleEntry
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -46,7 +47,7 @@ class StepCosts:
     """The constants of the formulas above, for one artifact.
 
     weight_bytes          read in every step
-    stored_weight_bytes   of all tensors, the embedding table too
+    stored_weight_bytes   of the module's weights file, the tables too
     kv_token_bytes        K and V of one token in one layer
     page_size             tokens
     matrix_elements       per token
@@ -67,21 +68,20 @@ class StepCosts:
     group_of_layer: tuple[int, ...]
 
     @classmethod
-    def of(cls, manifest: Manifest) -> StepCosts:
-        """The costs of an artifact's steps."""
+    def of(cls, manifest: Manifest, module: ModuleEntry) -> StepCosts:
+        """The costs of a module's steps.  Raises as Manifest.parameters_of."""
         spec, kv = manifest.model, manifest.kv
-        stored = sum(t.num_bytes for t in manifest.tensors)
-        tables = {t.name: t for t in manifest.tensors if t.name in (EMBEDDING, HEAD)}
-        looked_up = 0 if spec.tie_word_embeddings else tables[EMBEDDING].num_bytes
+        parameters = manifest.parameters_of(module)
+        looked_up = [()] if spec.tie_word_embeddings else [(), (EMBEDDING,)]  # (): the RoPE table
         return cls(
-            weight_bytes=stored - looked_up,
-            stored_weight_bytes=stored,
+            weight_bytes=sum(p.num_bytes for p in parameters if p.sources not in looked_up),
+            stored_weight_bytes=sum(p.num_bytes for p in parameters),
             kv_token_bytes=kv.token_bytes,
             page_size=kv.page_size,
             matrix_elements=sum(
                 t.shape[0] * t.shape[1]
                 for t in manifest.tensors
-                if len(t.shape) == 2 and t.name not in tables
+                if len(t.shape) == 2 and t.name not in (EMBEDDING, HEAD)
             ),
             head_elements=spec.vocab_size * spec.hidden_size,
             attention_flops=4 * spec.num_heads * spec.head_dim,
@@ -101,17 +101,13 @@ class StepCosts:
 
     def step_bytes(self, spans: Sequence[Span]) -> int:
         """Bytes that a step of these spans reads and writes."""
-        positions = sum(
-            min(s.end, s.end if w is None else s.length + w - 1) + s.length
-            for s in spans
-            for w in self.windows
-        )
+        positions = sum(positions_read(s, w) + s.length for s in spans for w in self.windows)
         return self.weight_bytes + positions * self.kv_token_bytes
 
     def step_flops(self, spans: Sequence[Span], logit_rows: int) -> int:
         """Floating-point operations of a step of these spans."""
         tokens = sum(s.length for s in spans)
-        seen = sum(_positions_seen(s, w) for s in spans for w in self.windows)
+        seen = sum(positions_seen(s, w) for s in spans for w in self.windows)
         dense = 2 * self.matrix_elements * tokens + 2 * self.head_elements * logit_rows
         return dense + self.attention_flops * seen
 
@@ -128,7 +124,12 @@ class StepCosts:
         return self.pool_bytes([pages] * len(self.group_windows))
 
 
-def _positions_seen(span: Span, window: int | None) -> int:
+def positions_read(span: Span, window: int | None) -> int:
+    """Positions of the cache that one or more of the span's tokens see."""
+    return span.end if window is None else min(span.end, span.length + window - 1)
+
+
+def positions_seen(span: Span, window: int | None) -> int:
     """Σ min(position + 1, window) over the span's positions."""
     cap = span.end if window is None else window
     # Positions before `cap` see all up to themselves, the others exactly `cap`.

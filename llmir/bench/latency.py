@@ -37,21 +37,24 @@ def run_latency(
     as measure.measure_case.
     """
     manifest = artifact.manifest
-    costs = StepCosts.of(manifest)
+    module = choose_module(artifact, options.device)
+    costs = StepCosts.of(manifest, module)
     if repeats < 1:
         raise OptionError(f"repeats must be at least 1, got {repeats}")
     if options.num_threads is not None and options.num_threads < 1:
         raise OptionError(f"threads must be at least 1, got {options.num_threads}")
-    is_cpu = choose_module(artifact, options.device).target.startswith("cpu")
+    is_cpu = module.target.startswith("cpu")
     for case in cases:
         case.check(manifest.limits)
-        _kv_bytes(case, costs, options)
+        kv_bytes_of(case, costs, options)
 
     threads = options.num_threads or num_cores()
-    limits = _limits(threads, on_stage) if is_cpu else None
-    measured = [_measure(artifact, case, costs, options, repeats, on_stage) for case in cases]
+    limits = limits_in_process(threads, on_stage) if is_cpu else None
+    measured = [
+        measure_in_process(artifact, case, costs, options, repeats, on_stage) for case in cases
+    ]
     if limits is not None:
-        limits = limits.better(_limits(threads, on_stage))
+        limits = limits.better(limits_in_process(threads, on_stage))
     budget = manifest.limits.max_num_batched_tokens
     rows = [
         make_row(case, m, costs, budget, limits) for case, m in zip(cases, measured, strict=True)
@@ -59,12 +62,13 @@ def run_latency(
     return rows, limits
 
 
-def _limits(num_threads: int, on_stage: StageHook) -> MachineLimits:
+def limits_in_process(num_threads: int, on_stage: StageHook) -> MachineLimits:
+    """This machine's limits, measured in a process of their own."""
     with on_stage("this machine's limits"):
         return MachineLimits(**run_job({"job": "limits", "num_threads": num_threads}))
 
 
-def _measure(
+def measure_in_process(
     artifact: Artifact,
     case: Case,
     costs: StepCosts,
@@ -72,7 +76,8 @@ def _measure(
     repeats: int,
     on_stage: StageHook,
 ) -> Measured:
-    kv_bytes = _kv_bytes(case, costs, options)
+    """Measure a case in a process of its own.  Raises as measure.measure_case."""
+    kv_bytes = kv_bytes_of(case, costs, options)
     job = {
         "job": "case",
         "path": str(artifact.path),
@@ -84,7 +89,7 @@ def _measure(
         return Measured(**run_job(job))
 
 
-def _kv_bytes(case: Case, costs: StepCosts, options: RunOptions) -> int | None:
+def kv_bytes_of(case: Case, costs: StepCosts, options: RunOptions) -> int | None:
     """Memory for the KV pools: what was asked for, else the runtime's default if that is enough.
 
     Raises OptionError if what was asked for is too little.

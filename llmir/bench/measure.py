@@ -23,11 +23,16 @@ DECODE_WARM_UP_STEPS = 3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
-    """How the artifact is opened; as in engine.from_artifact.open_artifact."""
+    """How the artifact is opened; as in engine.from_artifact.open_artifact.
+
+    zero_kv  decode, on CPUs: at depth among zeros in place of computed tokens, which takes a
+             step as long and is there at once
+    """
 
     device: str | None = None
     num_threads: int | None = None
     kv_cache_memory_bytes: int | None = None
+    zero_kv: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,7 +66,7 @@ def measure_case(path: Path, case: Case, options: RunOptions, repeats: int) -> M
     Raises as artifact.load and engine.from_artifact.open_artifact; DeviceError.
     """
     # What is imported belongs to the start of a process, not to the artifact.
-    import llmir.runtime.session  # noqa: F401
+    from llmir.runtime.session import Session, choose_module
 
     start = time.perf_counter()
     artifact = artifacts.load(path)
@@ -75,13 +80,17 @@ def measure_case(path: Path, case: Case, options: RunOptions, repeats: int) -> M
     first_step_s, _ = Sequences(runner, 1, 1).step(Span(0, 1))
 
     first_token_s: list[float] = []
-    before = _cpu_seconds()
+    before = cpu_seconds()
     if case.phase == "decode":
-        step_s = _measure_decode(runner, case, repeats)
+        depth = case.depth
+        if options.zero_kv and isinstance(runner, Session) and runner.module.cpu_arch:
+            runner.zero_kv(1 + case.batch * -(-case.tokens_per_seq // runner.limits.page_size))
+            depth = 0
+        step_s = _measure_decode(runner, case, repeats, depth)
     else:
         step_s, first_token_s = _measure_prefill(runner, case, repeats)
-    others = _others_cpu_share(before, _cpu_seconds())
-    costs = StepCosts.of(artifact.manifest)
+    others = share_of_others(before, cpu_seconds())
+    costs = StepCosts.of(artifact.manifest, choose_module(artifact, options.device))
     return Measured(
         load_s=load_s,
         first_step_s=first_step_s,
@@ -109,16 +118,19 @@ def _measure_prefill(
     return step_s[1:], first_token_s[1:]  # the first was to warm up
 
 
-def _measure_decode(runner: StepRunner, case: Case, repeats: int) -> list[list[float]]:
+def _measure_decode(
+    runner: StepRunner, case: Case, repeats: int, computed_depth: int
+) -> list[list[float]]:
+    """computed_depth: how many tokens of each sequence are computed before."""
     seqs = Sequences(runner, case.batch, case.depth + 1)
-    seqs.fill(case.depth)
+    seqs.fill(computed_depth)
     span = Span(case.depth, case.depth + 1)
     for _ in range(DECODE_WARM_UP_STEPS):
         seqs.step(span)
     return [[seqs.step(span)[0] for _ in range(DECODE_STEPS_PER_REPEAT)] for _ in range(repeats)]
 
 
-def _cpu_seconds() -> tuple[float, float, float] | None:
+def cpu_seconds() -> tuple[float, float, float] | None:
     """CPU seconds so far: all cores' together, of these busy, and of these this process's."""
     stat = Path("/proc/stat")
     if not stat.exists():
@@ -130,9 +142,10 @@ def _cpu_seconds() -> tuple[float, float, float] | None:
     return sum(ticks) * tick_s, (sum(ticks) - idle) * tick_s, time.process_time()
 
 
-def _others_cpu_share(
+def share_of_others(
     before: tuple[float, float, float] | None, after: tuple[float, float, float] | None
 ) -> float | None:
+    """The CPU time of other processes between two of `cpu_seconds`, of all there was."""
     if before is None or after is None:
         return None
     total, busy, own = (b - a for a, b in zip(before, after, strict=True))

@@ -38,7 +38,7 @@ class Row:
                                          None where the limits were not measured
     others_cpu_share                     what else this machine was busy with meanwhile
     load_s … kv_used_bytes               as in measure.Measured
-    weight_bytes                         of all stored tensors
+    weight_bytes                         of the module's weights file
     repeats_tokens_per_s, steps_ms       what the numbers above are made of
     """
 
@@ -139,7 +139,7 @@ def versions() -> dict[str, str]:
 
 def document(
     artifact: Artifact,
-    rows: Sequence[Row],
+    rows: Sequence[dict[str, Any]],
     limits: MachineLimits | None,
     *,
     command: str,
@@ -163,15 +163,15 @@ def document(
             "compiled_with": dict(manifest.tools),
         },
         "limits": dataclasses.asdict(limits) if limits else None,
-        "rows": [dataclasses.asdict(row) for row in rows],
+        "rows": list(rows),
     }
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}"
 
 
-def _share(value: float | None) -> str:
+def share(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.0f} %"
 
 
@@ -184,19 +184,19 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
     "seqs": lambda r: str(r.batch),
     "prompt": lambda r: str(r.prompt_tokens or ""),
     "depth": lambda r: str(r.depth),
-    "tok/s": lambda r: _number(r.tokens_per_s),
-    "min–max": lambda r: f"{_number(r.tokens_per_s_min)}–{_number(r.tokens_per_s_max)}",
-    "step ms min": lambda r: _number(r.step_ms_min),
-    "p50": lambda r: _number(r.step_ms_p50),
-    "p90": lambda r: _number(r.step_ms_p90),
-    "p99": lambda r: _number(r.step_ms_p99),
+    "tok/s": lambda r: number(r.tokens_per_s),
+    "min–max": lambda r: f"{number(r.tokens_per_s_min)}–{number(r.tokens_per_s_max)}",
+    "step ms min": lambda r: number(r.step_ms_min),
+    "p50": lambda r: number(r.step_ms_p50),
+    "p90": lambda r: number(r.step_ms_p90),
+    "p99": lambda r: number(r.step_ms_p99),
     "steps": lambda r: str(r.num_steps),
-    "first token ms": lambda r: "" if r.first_token_ms is None else _number(r.first_token_ms),
+    "first token ms": lambda r: "" if r.first_token_ms is None else number(r.first_token_ms),
     "MB/token": lambda r: f"{r.bytes_per_token / 1e6:.2f}",
-    "bandwidth": lambda r: _share(r.bandwidth_share),
+    "bandwidth": lambda r: share(r.bandwidth_share),
     "MFLOP/token": lambda r: f"{r.flops_per_token / 1e6:.0f}",
-    "arithmetic": lambda r: _share(r.arithmetic_share),
-    "others' CPU": lambda r: _share(r.others_cpu_share),
+    "arithmetic": lambda r: share(r.arithmetic_share),
+    "others' CPU": lambda r: share(r.others_cpu_share),
     "load s": lambda r: f"{r.load_s:.2f}",
     "first step s": lambda r: f"{r.first_step_s:.2f}",
     "peak MB": lambda r: _mega(r.peak_memory_bytes),
@@ -208,8 +208,13 @@ _COLUMNS: dict[str, Callable[[Row], str]] = {
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as an aligned table, which is Markdown too.  MB are 10⁶ bytes."""
-    lines = [list(_COLUMNS), *([cell(row) for cell in _COLUMNS.values()] for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
+    return aligned(list(_COLUMNS), [[cell(row) for cell in _COLUMNS.values()] for row in rows])
+
+
+def aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Cells as an aligned table, which is Markdown too."""
+    lines = [list(header), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
     lines.insert(1, [f"{'-' * (width - 1)}:" for width in widths])
     return "\n".join(
         "| " + " | ".join(c.rjust(w) for c, w in zip(line, widths, strict=True)) + " |"

@@ -2,6 +2,7 @@
 
     {"job": "limits", "num_threads": 2}                                → MachineLimits
     {"job": "case", "path": …, "case": {…}, "options": {…}, "repeats": 5}  → Measured
+    {"job": "ops", "path": …, "module_file": …, "case": {…}, "options": {…}}  → MeasuredOps
 
 A fresh process per job: its peak memory and load time are those of the one row, and BLAS
 can be told its threads before numpy loads.  A result is {"result": {…}}, or {"error":
@@ -67,10 +68,23 @@ def _case(job: dict[str, Any]) -> Any:
     )
 
 
+def _ops(job: dict[str, Any]) -> Any:
+    from llmir.bench.cases import Case
+    from llmir.bench.measure import RunOptions
+    from llmir.bench.op_measure import measure_ops
+
+    return measure_ops(
+        Path(job["path"]),
+        Path(job["module_file"]),
+        Case(**job["case"]),
+        RunOptions(**job["options"]),
+    )
+
+
 def main() -> None:
     job = json.load(sys.stdin)
     try:
-        result = {"limits": _limits, "case": _case}[job["job"]](job)
+        result = {"limits": _limits, "case": _case, "ops": _ops}[job["job"]](job)
         answer: dict[str, Any] = {"result": dataclasses.asdict(result)}
     except LlmirError as error:
         answer = {"error": [type(error).__name__, str(error)]}

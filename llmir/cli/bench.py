@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import shlex
-from pathlib import Path
-from typing import Any
+import dataclasses
 
 import click
 
-from llmir import api, artifact
+from llmir.cli.bench_common import (
+    CountList,
+    command_line,
+    json_file_option,
+    open_model,
+    write_document,
+)
+from llmir.cli.bench_op import op
 from llmir.cli.bench_peers import peers
 from llmir.cli.options import device_options
-from llmir.cli.output import print_json
-from llmir.cli.progress import num_compile_stages, stages
+from llmir.cli.progress import stages
 
 EPILOG = """\b
 Examples:
@@ -23,34 +26,12 @@ Examples:
 """
 
 
-class CountList(click.ParamType):
-    """Whole numbers, separated by commas, each once; none below `least`."""
-
-    name = "n,n,…"
-
-    def __init__(self, least: int) -> None:
-        self._least = least
-
-    def convert(
-        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
-    ) -> list[int]:
-        if isinstance(value, list):
-            return value
-        parts = [part.strip() for part in str(value).split(",") if part.strip()]
-        if not all(part.isascii() and part.isdigit() for part in parts):
-            self.fail(f"{value!r} is not a list of whole numbers such as 128,512", param, ctx)
-        numbers = list(dict.fromkeys(int(part) for part in parts))
-        for number in numbers:
-            if number < self._least:
-                self.fail(f"{number} is less than {self._least}", param, ctx)
-        return numbers
-
-
 @click.group()
 def bench() -> None:
     """Measure how fast an artifact is on this machine."""
 
 
+bench.add_command(op)
 bench.add_command(peers)
 
 
@@ -81,15 +62,7 @@ bench.add_command(peers)
     "--repeats", type=int, default=5, show_default=True, help="Rounds of each measurement."
 )
 @device_options
-@click.option(
-    "--json",
-    "json_file",
-    is_flag=False,
-    flag_value="-",
-    metavar="[FILE]",
-    help='Write one JSON document to FILE; without FILE, or with "-", to standard output '
-    "in place of the table.",
-)
+@json_file_option
 @click.pass_context
 def latency(
     ctx: click.Context,
@@ -118,7 +91,7 @@ def latency(
     cases += [Case.decode(batch, depth) for batch in batches for depth in depths]
     if not cases:
         raise click.UsageError("nothing to measure: no prompt lengths, and no batches × depths")
-    opened = _open(model)
+    opened = open_model(model)
     machine = report.hardware()
     with stages(2 + len(cases)) as on_stage:
         rows, limits = run_latency(
@@ -128,32 +101,11 @@ def latency(
             repeats=repeats,
             on_stage=on_stage,
         )
-    document = report.document(opened, rows, limits, command=_command(ctx), machine=machine)
-    if json_file == "-":
-        print_json(document)
-        return
-    click.echo(report.heading(machine))
-    click.echo(report.limits_line(limits) + "\n")
-    click.echo(report.table(rows))
-    if json_file is not None:
-        Path(json_file).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-
-
-def _open(model: str) -> artifact.Artifact:
-    """An artifact, or the one that a model is compiled into."""
-    if artifact.is_artifact(model):
-        return artifact.load(model)
-    with stages(num_compile_stages(1)) as on_stage:
-        return api.compile(model, on_stage=on_stage)
-
-
-def _command(ctx: click.Context) -> str:
-    """The command line that gives this measurement again, defaults included."""
-    words = ctx.command_path.split()
-    for param in ctx.command.params:
-        value = ctx.params[param.name or ""]
-        if value is None or param.name == "json_file":
-            continue
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        words += [text] if isinstance(param, click.Argument) else [param.opts[0], text]
-    return shlex.join(words)
+    document = report.document(
+        opened,
+        [dataclasses.asdict(row) for row in rows],
+        limits,
+        command=command_line(ctx),
+        machine=machine,
+    )
+    write_document(document, json_file, [report.limits_line(limits) + "\n", report.table(rows)])

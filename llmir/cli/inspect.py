@@ -26,7 +26,11 @@ Examples:
 
 @click.command(epilog=EPILOG)
 @click.argument("artifact")
-@click.option("--tensors", is_flag=True, help="List every tensor, not only their sum.")
+@click.option(
+    "--tensors",
+    is_flag=True,
+    help="List every tensor and parameter, not only sums; with --json, the calls of a step too.",
+)
 @verify_weights_option
 @json_option
 def inspect(artifact: str, tensors: bool, verify_weights: str, as_json: bool) -> None:
@@ -69,37 +73,44 @@ def _document(root: Path, manifest: Manifest, damage: list[str], tensors: bool) 
     document["damage"] = damage
     document["kv_bytes_per_token"] = kv_bytes_per_token(manifest.kv)
     document["weights"] = _weights(manifest)
-    document["tensor_forms"] = _tensor_forms(manifest)
     for module, entry in zip(document["modules"], manifest.modules, strict=True):
         module["cannot_run_here"] = _missing(entry)
+        if not tensors:
+            del module["calls"]
     if not tensors:
-        del document["tensors"]
+        del document["tensors"], document["parameters"]
     return document
 
 
 def _weights(manifest: Manifest) -> dict[str, dict[str, Any]]:
-    """Weight archive → its size and the targets that map it."""
+    """Weight archive → its size, the targets that map it, and what is in it."""
     return {
         name: {
             "num_bytes": entry.num_bytes,
             "targets": [m.target for m in manifest.modules if m.weights == name],
+            "forms": _forms(manifest, name),
         }
         for name, entry in manifest.files.items()
         if name.endswith(".irpa")
     }
 
 
-def _tensor_forms(manifest: Manifest) -> list[dict[str, Any]]:
-    """How many tensors, and bytes, went from which format to which."""
-    count: Counter[tuple[str, str]] = Counter()
-    size: defaultdict[tuple[str, str], int] = defaultdict(int)
-    for tensor in manifest.tensors:
-        form = (tensor.source_format, tensor.stored_as)
-        count[form] += 1
-        size[form] += tensor.num_bytes
+def _forms(manifest: Manifest, archive: str) -> list[dict[str, Any]]:
+    """How many tensors, and how many bytes of an archive, went from which format to which.
+
+    The source format of what is made of no tensor, the RoPE table, is "".
+    """
+    source_formats = {t.name: t.source_format for t in manifest.tensors}
+    tensors: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
+    size: Counter[tuple[str, str]] = Counter()
+    for parameter in manifest.parameters.get(archive, ()):
+        formats = sorted({source_formats[name] for name in parameter.sources})
+        form = (", ".join(formats), parameter.stored_as)
+        tensors[form].update(parameter.sources)
+        size[form] += parameter.num_bytes
     return [
-        {"source_format": a, "stored_as": b, "count": count[a, b], "num_bytes": size[a, b]}
-        for a, b in sorted(count)
+        {"source_format": a, "stored_as": b, "count": len(tensors[a, b]), "num_bytes": size[a, b]}
+        for a, b in sorted(tensors)
     ]
 
 
@@ -142,7 +153,7 @@ def _text(root: Path, manifest: Manifest, damage: list[str], tensors: bool) -> s
         ("checksums", f"{len(damage)} files damaged" if damage else "all files match"),
     ]
     parts = [table(rows, indent=0)]
-    parts += [_files_text(manifest), _forms_text(manifest)]
+    parts += [_files_text(manifest), *_forms_texts(manifest)]
     parts += [_module_text(module) for module in manifest.modules]
     if tensors:
         parts.append(
@@ -152,13 +163,17 @@ def _text(root: Path, manifest: Manifest, damage: list[str], tensors: bool) -> s
                     (
                         t.name,
                         "×".join(map(str, t.shape)),
-                        f"{t.source_format} → {t.stored_as}",
-                        human_bytes(t.num_bytes),
+                        t.source_format,
                     )
                     for t in manifest.tensors
                 ]
             )
         )
+        parts += [
+            f"parameters in {name}\n"
+            + table([(p.name, p.stored_as, human_bytes(p.num_bytes)) for p in parameters])
+            for name, parameters in manifest.parameters.items()
+        ]
     return "\n\n".join(parts)
 
 
@@ -171,12 +186,22 @@ def _files_text(manifest: Manifest) -> str:
     return "files\n" + table(rows)
 
 
-def _forms_text(manifest: Manifest) -> str:
-    rows = [
-        (f"{f['source_format']} → {f['stored_as']}", f["count"], human_bytes(f["num_bytes"]))
-        for f in _tensor_forms(manifest)
+def _forms_texts(manifest: Manifest) -> list[str]:
+    return [
+        f"{name}: format in the model → here, tensors, size\n"
+        + table(
+            [
+                (
+                    f"{f['source_format'] or 'RoPE table'} → {f['stored_as']}",
+                    f["count"] or "",
+                    human_bytes(f["num_bytes"]),
+                )
+                for f in entry["forms"]
+            ]
+        )
+        for name, entry in _weights(manifest).items()
+        if entry["forms"]
     ]
-    return "weights: format in the model → here, tensors, size\n" + table(rows)
 
 
 def _module_text(module: ModuleEntry) -> str:

@@ -16,13 +16,23 @@ from iree.compiler import ir
 
 import llmir
 from llmir import artifact
-from llmir.artifact import Artifact, KvLayout, Limits, Manifest, ModuleEntry, ProviderUse
+from llmir.artifact import (
+    Artifact,
+    KvLayout,
+    Limits,
+    Manifest,
+    ModuleEntry,
+    ProviderUse,
+    StepCall,
+    StoredParameter,
+)
 from llmir.artifact_writer import writing
 from llmir.compiler import iree_compile
 from llmir.compiler.activations import parse_activations
 from llmir.compiler.export import export_step, kv_layout, step_arguments
 from llmir.compiler.in_place import check_in_place
 from llmir.compiler.options import DEFAULT_MAX_MODEL_LEN, CompileOptions
+from llmir.compiler.step_calls import step_calls
 from llmir.compiler.versions import check_tools, tool_versions
 from llmir.compiler.weights import StoredWeights, write_archive
 from llmir.config import ModelSpec
@@ -35,7 +45,7 @@ from llmir.models.rope import check_max_len
 from llmir.passes.ir import is_llm_op, parse_module, text_attribute, walk
 from llmir.passes.manager import PassManager
 from llmir.passes.parameters import PackedParameter, take_recipes
-from llmir.passes.pipelines import FUSIONS, TO_LLM_IR
+from llmir.passes.pipelines import FUSIONS, SHARED_DISPATCHES, TO_LLM_IR
 from llmir.passes.select_providers import SelectProviders
 from llmir.targets import Target
 
@@ -96,12 +106,12 @@ def compile_model(
         archives = _Archives(directory, weights)
         for target in targets:
             with clock.stage(f"lowering for {target.name}"):
-                lowered = _lower(llm_ir, target, priority, options.fusion, manager)
+                lowered = _lower(llm_ir, target, options.fusion, priority, manager, kv)
             with clock.stage(f"compiling for {target.name}"):
                 archive = archives.name_for(lowered)
                 modules.append(_compile(lowered, target, directory, kv, smallest, archive))
         with clock.stage("writing weights"):
-            archives.write()
+            parameters = archives.write()
         _write_tokenizer(directory, model)
         manifest = Manifest(
             llmir_version=llmir.__version__,
@@ -117,6 +127,7 @@ def compile_model(
             tensors=weights.report(),
             tools=tool_versions(),
             compile_seconds=clock.seconds,
+            parameters=parameters,
         )
         manifest = artifact.write_manifest(directory, manifest)
     return Artifact(output.absolute(), manifest)
@@ -146,6 +157,7 @@ class _Lowered:
     flags: tuple[str, ...]
     plain: tuple[str, ...]
     packed: tuple[PackedParameter, ...]
+    calls: tuple[StepCall, ...]
 
 
 @dataclass(slots=True)
@@ -167,9 +179,12 @@ class _Archives:
             self.names[key] = f"weights.{kind}{f'-{same + 1}' if same else ''}.irpa"
         return self.names[key]
 
-    def write(self) -> None:
-        for (plain, packed), name in self.names.items():
-            write_archive(self.directory / name, self.weights.parameters(set(plain), packed))
+    def write(self) -> dict[str, tuple[StoredParameter, ...]]:
+        """Write all; returns what each holds."""
+        return {
+            name: write_archive(self.directory / name, self.weights.parameters(set(plain), packed))
+            for (plain, packed), name in self.names.items()
+        }
 
 
 def _to_llm_ir(exported: str, manager: PassManager) -> str:
@@ -180,16 +195,23 @@ def _to_llm_ir(exported: str, manager: PassManager) -> str:
 
 
 def _lower(
-    llm_ir: str, target: Target, priority: dict[str, list[str]], fusion: str, manager: PassManager
+    llm_ir: str,
+    target: Target,
+    fusion: str,
+    priority: dict[str, list[str]],
+    manager: PassManager,
+    kv: KvLayout,
 ) -> _Lowered:
     module = parse_module(llm_ir)
     manager.run(module, [SelectProviders(target=target.name, priority=priority)])
     manager.run(module, FUSIONS[fusion])
     providers = _provider_uses(module)
     flags = _flags(providers, target)
+    calls = step_calls(module, step_arguments(kv))
+    manager.run(module, SHARED_DISPATCHES[fusion])
     manager.run(module, ["lower-llm"])
     plain, packed = take_recipes(module)
-    return _Lowered(str(module), providers, flags, plain, packed)
+    return _Lowered(str(module), providers, flags, plain, packed, calls)
 
 
 _NOTES = ("provider", "variant", "refused")
@@ -242,6 +264,7 @@ def _compile(
         driver=target.driver,
         entry_points=("step", "step_greedy"),
         providers=lowered.providers,
+        calls=lowered.calls,
         cpu=code.name if code else "",
         cpu_arch=code.arch if code else "",
         cpu_features=_cpu_features(code.features, lowered.flags, target) if code else (),

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmir import formats
-from llmir.artifact import StoredTensor
+from llmir.artifact import StoredParameter, StoredTensor
 from llmir.compiler.activations import of_format, role_of
 from llmir.formats import GroupQuantized, QuantLayout, Weight, packed
 from llmir.importers.base import ImportedModel
@@ -39,10 +39,13 @@ class Parameter:
     """One tensor of the weights file.
 
     bf16 has no numpy dtype: its `array` is the bits as int16.  The file stores bytes.
+    stored_as and sources are what the manifest says of it.
     """
 
     name: str
     array: NDArray[Any]
+    stored_as: str
+    sources: tuple[str, ...] = ()
 
 
 class StoredWeights:
@@ -92,9 +95,11 @@ class StoredWeights:
                 if parameter.name in plain:
                     yield parameter
         if ROPE_TABLE in plain:
-            yield Parameter(ROPE_TABLE, rope_table(self._model.spec, self._max_len))
+            yield Parameter(ROPE_TABLE, rope_table(self._model.spec, self._max_len), "f32")
         for recipe in packed:
-            yield Parameter(recipe.name, self._packed(recipe))
+            suffix = ".weight" if recipe.format else ""
+            sources = tuple(f"{name}{suffix}" for name in recipe.sources)
+            yield Parameter(recipe.name, self._packed(recipe), recipe.format or "f32", sources)
 
     def report(self) -> tuple[StoredTensor, ...]:
         """What the manifest says of each tensor: its source format and how it is stored."""
@@ -142,12 +147,16 @@ class StoredWeights:
         stored = self._stored(name)
         if isinstance(stored, Weight):
             array = stored.raw.view(_NUMPY[stored.format.name]).reshape(stored.shape)
-            yield Parameter(name, array)
+            yield Parameter(name, array, stored.format.name, (name,))
             return
-        yield Parameter(f"{base}.quants", stored.quants)
-        yield Parameter(f"{base}.scales", stored.scales)
-        if stored.mins is not None:
-            yield Parameter(f"{base}.mins", stored.mins)
+        arrays: dict[str, NDArray[Any] | None] = {
+            "quants": stored.quants,
+            "scales": stored.scales,
+            "mins": stored.mins,
+        }
+        for plane, plane_array in arrays.items():
+            if plane_array is not None:
+                yield Parameter(f"{base}.{plane}", plane_array, self._describe(name), (name,))
 
     def _packed(self, recipe: PackedParameter) -> NDArray[Any]:
         if not recipe.format:
@@ -174,15 +183,26 @@ class StoredWeights:
         return count * layout.bits // 8 + count // layout.group_size * planes
 
 
-def write_archive(path: Path, parameters: Iterator[Parameter]) -> None:
-    """Write an IREE parameter archive (.irpa).  Raises OSError if it does not fit on the disk."""
+def write_archive(path: Path, parameters: Iterator[Parameter]) -> tuple[StoredParameter, ...]:
+    """Write an IREE parameter archive (.irpa); returns what it holds.
+
+    Raises OSError if it does not fit on the disk.
+    """
     # The runtime is needed here only: importing this module stays cheap.
     from iree.runtime import ParameterIndex
 
-    index, num_bytes = ParameterIndex(), 0
+    index, stored = ParameterIndex(), []
     for parameter in parameters:
         index.add_buffer(parameter.name, np.ascontiguousarray(parameter.array))
-        num_bytes += parameter.array.nbytes
+        stored.append(
+            StoredParameter(
+                name=parameter.name,
+                stored_as=parameter.stored_as,
+                num_bytes=parameter.array.nbytes,
+                sources=parameter.sources,
+            )
+        )
+    num_bytes = sum(p.num_bytes for p in stored)
     # The archive is written through a mapping, where a full disk would be a SIGBUS.
     free = shutil.disk_usage(path.parent).free
     if free < num_bytes + _HEADROOM_BYTES:
@@ -192,6 +212,7 @@ def write_archive(path: Path, parameters: Iterator[Parameter]) -> None:
         index.create_archive_file(str(path))
     except (RuntimeError, ValueError, IndexError) as error:  # as IREE's status codes come out
         raise OSError(errno.EIO, f"cannot write {path.name}: {error}") from error
+    return tuple(stored)
 
 
 def describe_layout(layout: QuantLayout) -> str:

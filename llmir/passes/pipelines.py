@@ -7,15 +7,18 @@ from llmir.errors import OptionError
 TO_LLM_IR = ("raise-torch-llm", "torch-to-iree", "cse-llm", "dce-llm", "add-greedy-entry")
 """From what iree-turbine imports to llm IR; the rest is per target."""
 
-FUSIONS = {
-    "all": ("pack-weights", "fuse-matmul", "fuse-rope-append", "dce-llm", "chain-kernels"),
+FUSIONS: dict[str, tuple[str, ...]] = {
+    "all": ("pack-weights", "fuse-matmul", "fuse-rope-append", "dce-llm"),
     "ops": ("pack-weights", "fuse-matmul", "fuse-rope-append", "dce-llm"),
     "none": ("pack-weights", "dce-llm"),
 }
-"""Between select-providers, which needs the target, and lower-llm: how much is fused.
+"""After select-providers, which needs the target: which ops are fused, by the option `fusion`.
 
-Results differ by rounding at most, and "all" gives the bits of "ops".
+Results differ by rounding at most.
 """
+
+SHARED_DISPATCHES: dict[str, tuple[str, ...]] = {"all": ("chain-kernels",), "ops": (), "none": ()}
+"""After that, and before lower-llm: which kernels share a dispatch.  Results are the same."""
 
 
 def split_pipeline(text: str) -> tuple[str, ...]:

@@ -82,6 +82,20 @@ class Session:
         kv = self.artifact.manifest.kv
         return sum(self._limits.num_pages[group] * kv.page_bytes for group in kv.group_of_layer)
 
+    def zero_kv(self, num_pages: int) -> None:
+        """Write zeros to the first pages of every layer, on a CPU: for measurements only.
+
+        Memory that nobody has written is one page of the kernel's, which caches hold.
+        """
+        num_bytes = num_pages * self.artifact.manifest.kv.page_bytes
+        try:
+            for pool in self._kv:
+                pool.get_buffer().fill_zero(0, num_bytes)
+        except IREE_ERRORS as error:
+            raise DeviceError(
+                f"cannot write the KV pages of {self.module.target}: {error}"
+            ) from error
+
     def step(self, batch: StepBatch) -> F32:
         """See StepRunner.step."""
         return self._invoke(self._functions["step"], batch, np.float32)

@@ -14,10 +14,12 @@ from typing import Any
 import pytest
 
 import llmir
+from llmir.artifact import Manifest
 from llmir.bench.costs import Span, StepCosts
 from llmir.bench.report import Row
 from llmir.bench.worker import run_job
 from llmir.cli import main
+from llmir.errors import ArtifactVersionError
 
 
 @pytest.fixture(scope="module")
@@ -27,16 +29,23 @@ def tiny(tiny_checkpoint: Callable[..., Path]) -> llmir.Artifact:
     )
 
 
+def costs_of(manifest: Manifest) -> StepCosts:
+    return StepCosts.of(manifest, manifest.modules[0])
+
+
 def test_costs_of_an_artifact_by_hand(tiny: llmir.Artifact) -> None:
     """Llama: hidden 64, FFN 96, 3 layers, 4 heads and 2 KV heads of 16, untied, float32."""
     vocab = tiny.manifest.model.vocab_size
     per_layer = 64 * (64 + 32 + 32 + 64) + 3 * 64 * 96
     norms = 3 * 2 * 64 + 64
-    costs = StepCosts.of(tiny.manifest)
+    costs = costs_of(tiny.manifest)
     assert costs.matrix_elements == 3 * per_layer
     assert costs.head_elements == vocab * 64
-    assert costs.weight_bytes == 4 * (3 * per_layer + vocab * 64 + norms)
-    assert costs.stored_weight_bytes == costs.weight_bytes + 4 * vocab * 64
+    # Packed matrices are whole tiles of 16 rows; 263 tokens are 17.
+    assert vocab == 263
+    assert costs.weight_bytes == 4 * (3 * per_layer + 272 * 64 + norms)
+    rope_table = 4 * 256 * 16
+    assert costs.stored_weight_bytes == costs.weight_bytes + 4 * 272 * 64 + rope_table
     # K and V of a token in one layer: 2 × 2 heads × 16 × 4 bytes.
     assert costs.step_bytes([Span(7, 8)]) == costs.weight_bytes + 3 * (8 + 1) * 256
     attention = 3 * 8 * (4 * 4 * 16)
@@ -50,11 +59,39 @@ def test_a_tied_embedding_is_read_as_the_head(tiny: llmir.Artifact) -> None:
         manifest,
         model=dataclasses.replace(manifest.model, tie_word_embeddings=True),
         tensors=tuple(t for t in manifest.tensors if t.name != "lm_head.weight"),
+        parameters={
+            name: tuple(p for p in parameters if p.sources != ("lm_head.weight",))
+            for name, parameters in manifest.parameters.items()
+        },
     )
-    costs = StepCosts.of(tied)
-    assert costs.weight_bytes == costs.stored_weight_bytes == StepCosts.of(manifest).weight_bytes
-    assert costs.head_elements == StepCosts.of(manifest).head_elements
-    assert costs.matrix_elements == StepCosts.of(manifest).matrix_elements
+    costs = costs_of(tied)
+    assert costs.weight_bytes == costs_of(manifest).weight_bytes
+    assert costs.head_elements == costs_of(manifest).head_elements
+    assert costs.matrix_elements == costs_of(manifest).matrix_elements
+
+
+def test_each_module_reads_the_bytes_of_its_own_weights_file(
+    tiny_checkpoint: Callable[..., Path],
+) -> None:
+    """Q8_0: packed, two bytes of scale in 34; portable, four in 36.  Vectors are float32."""
+    made = llmir.compile(tiny_checkpoint("llama-tied"), ["cpu", "vulkan"], weights="q8_0")
+    elements = sum(math.prod(t.shape) for t in made.manifest.tensors if len(t.shape) == 2)
+    padding = (272 - 263) * 64  # of packed tiles of 16 rows
+    vectors = 4 * sum(math.prod(t.shape) for t in made.manifest.tensors if len(t.shape) == 1)
+    packed, portable = (StepCosts.of(made.manifest, m) for m in made.manifest.modules)
+    assert packed.weight_bytes == (elements + padding) // 32 * 34 + vectors
+    assert portable.weight_bytes == elements // 32 * 36 + vectors
+    assert packed.matrix_elements == portable.matrix_elements
+    # Nothing is stored that the manifest does not say.
+    for module, costs in zip(made.manifest.modules, (packed, portable), strict=True):
+        header = made.manifest.files[module.weights].num_bytes - costs.stored_weight_bytes
+        assert 0 < header < 100_000
+
+
+def test_an_artifact_that_does_not_say_the_sizes(tiny: llmir.Artifact) -> None:
+    older = dataclasses.replace(tiny.manifest, parameters={})
+    with pytest.raises(ArtifactVersionError, match=r"weights.packed.irpa.*compile the model again"):
+        costs_of(older)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +137,7 @@ def test_rows_have_every_field_and_agree_with_themselves(
     document: dict[str, Any], tiny: llmir.Artifact
 ) -> None:
     prefill, decode = document["rows"]
-    costs = StepCosts.of(tiny.manifest)
+    costs = costs_of(tiny.manifest)
     for row in (prefill, decode):
         assert set(row) == set(Row.__dataclass_fields__)
         assert row["tokens_per_s_min"] <= row["tokens_per_s"] <= row["tokens_per_s_max"]

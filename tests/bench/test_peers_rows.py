@@ -11,9 +11,10 @@ import click
 import pytest
 
 import llmir
-from llmir.bench.costs import Span, StepCosts
+from llmir.bench.costs import Span
 from llmir.bench.limits import MachineLimits
 from llmir.bench.peers import llmir_side, table
+from llmir.bench.peers.llmir_side import costs_of
 from llmir.bench.peers.metrics import DECODE_STEPS, DEFAULT_METRICS, Metric, plot_metrics
 from llmir.bench.peers.plot import draw
 from llmir.bench.peers.registry import PEERS, peer, select
@@ -64,7 +65,7 @@ def row(tiny: llmir.Artifact) -> PeerRow:
         cell("fast", 90, 100, 110),
         cell("gone", error="it left"),
     ]
-    return make_row(Metric(batch=2, depth=8), cells, tiny.manifest, LIMITS)
+    return make_row(Metric(batch=2, depth=8), cells, costs_of(tiny), LIMITS)
 
 
 @pytest.mark.parametrize("name", [*DEFAULT_METRICS, "prefill_128_t1", "decode_b4_d7_t2"])
@@ -97,7 +98,7 @@ def test_token_counts() -> None:
 
 
 def test_the_work_of_a_metric(tiny: llmir.Artifact) -> None:
-    costs = StepCosts.of(tiny.manifest)
+    costs = costs_of(tiny)
     first = 8 + WARM_UP_STEPS
     steps = [costs.step_bytes([Span(at, at + 1)] * 2) for at in range(first, first + DECODE_STEPS)]
     assert Metric(batch=2, depth=8).unavoidable_bytes(costs) == sum(steps)
@@ -112,26 +113,26 @@ def test_ratios_are_of_medians(row: PeerRow) -> None:
 
 
 def test_the_share_of_the_limit(row: PeerRow, tiny: llmir.Artifact) -> None:
-    costs = StepCosts.of(tiny.manifest)
+    costs = costs_of(tiny)
     per_token = row.metric.unavoidable_bytes(costs) / row.metric.tokens_timed
     assert row.limit == "read bandwidth"
     assert row.share_of_limit == pytest.approx(per_token * 50 / 1e9)
     prefill = Metric(prompt_tokens=48)
-    share = make_row(prefill, [cell("llmir", 10)], tiny.manifest, LIMITS)
+    share = make_row(prefill, [cell("llmir", 10)], costs_of(tiny), LIMITS)
     assert share.limit == "f32 arithmetic"
     flops = prefill.unavoidable_flops(costs) / 48
     assert share.share_of_limit == pytest.approx(flops * 10 / 1e12)
     other_threads = Metric(prompt_tokens=48, threads=1)
     assert (
-        make_row(other_threads, [cell("llmir", 10)], tiny.manifest, LIMITS).share_of_limit is None
+        make_row(other_threads, [cell("llmir", 10)], costs_of(tiny), LIMITS).share_of_limit is None
     )
 
 
 def test_without_a_peer_or_without_llmir_there_is_no_ratio(tiny: llmir.Artifact) -> None:
-    alone = make_row(Metric(), [cell("llmir", 1)], tiny.manifest, LIMITS)
+    alone = make_row(Metric(), [cell("llmir", 1)], costs_of(tiny), LIMITS)
     assert (alone.best, alone.ratio_to_best, alone.ratio_to_same_file) == ("", None, None)
     cells = [cell("llmir", error="x"), cell("fast", 5, same=True)]
-    failed = make_row(Metric(), cells, tiny.manifest, LIMITS)
+    failed = make_row(Metric(), cells, costs_of(tiny), LIMITS)
     assert (failed.best, failed.ratio_to_best, failed.share_of_limit) == ("fast", None, None)
     assert failed.to_json()["llmir"] is None
 
@@ -168,7 +169,7 @@ def test_the_tables(row: PeerRow) -> None:
 def test_the_drawing_is_well_formed_and_names_every_side(tiny: llmir.Artifact) -> None:
     def rows(metrics: list[Metric]) -> list[PeerRow]:
         cells = [cell("llmir", 5, 7, 6), cell("a & b", 50, 70), cell("gone", error="x")]
-        return [make_row(metric, cells, tiny.manifest, LIMITS) for metric in metrics]
+        return [make_row(metric, cells, costs_of(tiny), LIMITS) for metric in metrics]
 
     batches, depths = plot_metrics()
     svg = draw(rows(batches), rows(depths))

@@ -29,7 +29,10 @@ def test_inspect_for_programs(llmir: Llmir, tiny_artifact: Path) -> None:
     ops = {use["op"]: use for use in module["providers"]}
     assert ops["paged_attention"]["count"] == 3
     assert ops["paged_attention"]["provider"] == "cpu_c"
-    assert sum(form["count"] for form in document["tensor_forms"]) == len(manifest.tensors)
+    forms = document["weights"]["weights.packed.irpa"]["forms"]
+    assert sum(form["count"] for form in forms) == len(manifest.tensors)
+    stored = manifest.parameters["weights.packed.irpa"]
+    assert sum(form["num_bytes"] for form in forms) == sum(p.num_bytes for p in stored)
     assert "tensors" not in document
     with_tensors = json.loads(llmir.ok("inspect", tiny_artifact, "--json", "--tensors"))
     assert len(with_tensors["tensors"]) == len(manifest.tensors)
@@ -43,7 +46,8 @@ def test_inspect_for_people(llmir: Llmir, demo_artifact: Path) -> None:
         "22.5 KiB per token",
         "8192 tokens a sequence",
         "checksums  all files match",
-        "q4_1 → int4 g32 mins",
+        "weights.packed.irpa: format in the model → here",
+        "q4_1 → q4_1",
         "target cpu:host",
         "runs here  yes",
         "30 ×   llm.paged_attention",

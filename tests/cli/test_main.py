@@ -54,6 +54,15 @@ OPTIONS = {
         "--kv-cache-memory",
         "--json",
     },
+    "bench op": {
+        "--prompt-lens",
+        "--depths",
+        "--batches",
+        "--device",
+        "--threads",
+        "--kv-cache-memory",
+        "--json",
+    },
     "inspect": {"--tensors", "--verify-weights", "--json"},
     "targets": {"--json"},
     "export-inputs": {"--prompt", "--output", "--raw", "--target", "--json"},
@@ -89,7 +98,9 @@ def test_a_commands_options(name: str) -> None:
         assert option.help, f"{option.opts} has no help"
 
 
-@pytest.mark.parametrize("name", [*(name for name in COMMANDS if name != "bench"), "bench latency"])
+@pytest.mark.parametrize(
+    "name", [*(name for name in COMMANDS if name != "bench"), "bench latency", "bench op"]
+)
 def test_every_command_explains_itself(llmir: Llmir, name: str) -> None:
     text = llmir.ok(*name.split(), "--help")
     assert text.startswith(f"Usage: llmir {name}")

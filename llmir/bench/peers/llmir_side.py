@@ -12,7 +12,7 @@ from llmir.bench.peers.base import LLMIR, Side
 from llmir.bench.peers.metrics import Metric
 from llmir.bench.peers.prepare import worker_command
 from llmir.errors import OptionError
-from llmir.runtime.session import DEFAULT_KV_BYTES
+from llmir.runtime.session import DEFAULT_KV_BYTES, choose_module
 
 WORKER = "with_llmir"
 
@@ -34,9 +34,14 @@ def check(artifact: Artifact, metrics: Iterable[Metric]) -> None:
             )
 
 
+def costs_of(artifact: Artifact) -> StepCosts:
+    """Of the module that is measured: peers are compared on CPUs."""
+    return StepCosts.of(artifact.manifest, choose_module(artifact, "local-task"))
+
+
 def side(artifact: Artifact, metrics: Iterable[Metric], num_threads: int, logs: Path) -> Side:
     """The side that measures `metrics`, with KV pages enough for each."""
-    costs = StepCosts.of(artifact.manifest)
+    costs = costs_of(artifact)
     needed = max(costs.kv_bytes(m.batch, m.tokens_per_seq) for m in metrics)
     return Side(
         name=LLMIR,

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from llmir.artifact import Manifest
 from llmir.bench.costs import StepCosts
 from llmir.bench.limits import MachineLimits
 from llmir.bench.peers.base import LLMIR
@@ -61,13 +60,13 @@ class PeerRow:
 
 
 def make_row(
-    metric: Metric, cells: Sequence[Cell], manifest: Manifest, limits: MachineLimits
+    metric: Metric, cells: Sequence[Cell], costs: StepCosts, limits: MachineLimits
 ) -> PeerRow:
-    """The statistics of a row.  cells: llmir's first."""
+    """The statistics of a row.  cells: llmir's first; costs: of its module."""
     own = cells[0].median
     best = _fastest(cells[1:])
     same = _fastest([cell for cell in cells[1:] if cell.is_same_file])
-    share, limit = _share(metric, own, StepCosts.of(manifest), limits)
+    share, limit = _share(metric, own, costs, limits)
     return PeerRow(
         metric=metric,
         cells=tuple(cells),

@@ -68,7 +68,7 @@ class Comparison:
             runner.close()
         limits = limits.better(self._limits())
         rows = [
-            make_row(metric, of, self._artifact_for(metric).manifest, limits)
+            make_row(metric, of, llmir_side.costs_of(self._artifact_for(metric)), limits)
             for metric, of in zip(metrics, cells, strict=True)
         ]
         return rows, limits
