@@ -12,7 +12,7 @@ after the last, each window alone and without BOS, teacher forced.  Over those 4
     perplexity  of the next tokens
 
 llama.cpp runs in the environment that `llmir bench peers` makes, by its low-level API, in one
-batch per window.  Takes about ten minutes, 3 GB of memory and 1 GB of disk.
+batch per window.  Takes about ten minutes of an idle machine, 3 GB of memory and 1 GB of disk.
 """
 
 from __future__ import annotations
