@@ -1,6 +1,6 @@
 """How near llmir and llama.cpp come to float32 on the same file and the same tokens.
 
-    python benchmarks/accuracy_peers.py [MODEL] > benchmarks/results/accuracy_<hardware>_<date>.md
+    python benchmarks/accuracy_peers.py [MODEL] --output benchmarks/results/accuracy_….md
 
 MODEL is a GGUF file of the llama architecture, the demo model unless given.  The reference is
 transformers in float32 with the file's weights dequantised by the gguf package.  Everybody gets
@@ -12,12 +12,16 @@ after the last, each window alone and without BOS, teacher forced.  Over those 4
     perplexity  of the next tokens
 
 llama.cpp runs in the environment that `llmir bench peers` makes, by its low-level API, in one
-batch per window.  Takes about ten minutes of an idle machine, 3 GB of memory and 1 GB of disk.
+batch per window.  The file is rewritten after every row; the reference's logits are kept in
+.cache/accuracy for the next run.  Takes about ten minutes of an idle machine, 3 GB of memory and
+1 GB of disk.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 import sys
 import tempfile
 import time
@@ -38,6 +42,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools")]
 from fetch_demo import fetch_demo  # noqa: E402
 
 import llmir  # noqa: E402
+from llmir.bench.peers.base import SidePlan  # noqa: E402
 from llmir.bench.peers.environments import default_peers_dir  # noqa: E402
 from llmir.bench.peers.llmir_side import file_format  # noqa: E402
 from llmir.bench.peers.prepare import Preparer  # noqa: E402
@@ -47,6 +52,7 @@ from llmir.bench.report import hardware, heading, versions  # noqa: E402
 from llmir.compiler.activations import AUTO  # noqa: E402
 from llmir.compiler.options import KV_DTYPES  # noqa: E402
 from llmir.dialect_ext.activations import PRECISIONS  # noqa: E402
+from llmir.digests import DigestMemo  # noqa: E402
 from llmir.errors import LlmirError  # noqa: E402
 from llmir.host import num_cores  # noqa: E402
 from tests.parity import demo_accuracy, reference  # noqa: E402
@@ -54,6 +60,7 @@ from tests.parity.divergence import Divergence  # noqa: E402
 
 F32 = NDArray[np.float32]
 WINDOW, NUM_WINDOWS = 512, 8
+KEPT = ROOT / ".cache" / "accuracy"
 PEER_SIDES = ("llama.cpp:file", "llama.cpp:file-fa0", "llama.cpp:file-plain", "llama.cpp:file-kvq8")
 COLUMNS = (
     "engine | settings | KV | mean KL | ÷ llama.cpp | 99 % below | top-1 | perplexity "
@@ -73,23 +80,31 @@ class Row:
 
 
 class Reference:
-    """The windows, and the reference's logits of each in a file."""
+    """The windows, and the reference's logits of each in a file that is kept."""
 
-    def __init__(self, model: Path, scratch: Path) -> None:
+    def __init__(self, model: Path) -> None:
         token_ids = demo_accuracy.text_tokens(model)[: WINDOW * NUM_WINDOWS + 1]
         assert len(token_ids) == WINDOW * NUM_WINDOWS + 1, "the text is too short"
         self.windows = [token_ids[i * WINDOW : (i + 1) * WINDOW] for i in range(NUM_WINDOWS)]
         self._next = [token_ids[i * WINDOW + 1 : (i + 1) * WINDOW + 1] for i in range(NUM_WINDOWS)]
-        self._scratch = scratch
-        in_float32 = reference.from_llama_gguf(model)
-        for i, window in enumerate(self.windows):
-            np.save(self._file(i), reference.logits(in_float32, window))
+        KEPT.mkdir(parents=True, exist_ok=True)
+        tokens = hashlib.sha256(json.dumps(token_ids).encode()).hexdigest()[:8]
+        self._name = f"{DigestMemo.default().sha256(model.absolute())[:16]}-{tokens}"
+        if not all(self._file(i).is_file() for i in range(NUM_WINDOWS)):
+            self._make(model)
         self.exact = Divergence()
         for i, next_ids in enumerate(self._next):
             self.exact.add(self._expected(i), self._expected(i), next_ids)
 
+    def _make(self, model: Path) -> None:
+        in_float32 = reference.from_llama_gguf(model)
+        for i, window in enumerate(self.windows):
+            half = self._file(i).with_suffix(".half.npy")
+            np.save(half, reference.logits(in_float32, window))
+            half.rename(self._file(i))
+
     def _file(self, window: int) -> Path:
-        return self._scratch / f"reference-{window}.npy"
+        return KEPT / f"{self._name}-{window}.npy"
 
     def _expected(self, window: int) -> F32:
         return np.asarray(np.load(self._file(window), mmap_mode="r"))
@@ -105,29 +120,37 @@ class Reference:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Accuracy of llmir and llama.cpp, one file.")
     parser.add_argument("model", nargs="?", type=Path, help="a GGUF file  [default: the demo's]")
+    parser.add_argument("--output", type=Path, required=True, help="the file to write")
     parser.add_argument("--peers-dir", type=Path, default=default_peers_dir())
     given = parser.parse_args()
     path, machine = given.model or fetch_demo(), heading(hardware())
-    with tempfile.TemporaryDirectory() as scratch:
-        with _timed("reference"):
-            expected = Reference(path, Path(scratch))
-        rows, form = _llmir_rows(path, expected, Path(scratch))
-        peers, tools = _peer_rows(path, form, expected, Path(scratch), given.peers_dir)
-    print(_document(path, machine, [*rows, *peers], expected.exact, tools))
+    tools: dict[str, str] = {}
+    rows: list[Row] = []
+    with _timed("reference"):
+        expected = Reference(path)
+    with tempfile.TemporaryDirectory() as directory:
+        for row in _rows(path, expected, Path(directory), given.peers_dir, tools):
+            rows.append(row)
+            given.output.write_text(_document(path, machine, rows, expected.exact, tools))
 
 
-def _llmir_rows(path: Path, expected: Reference, scratch: Path) -> tuple[list[Row], str]:
-    """llmir's rows, the defaults first, and the file's format."""
-    place = scratch / "artifact"
-    by_default = llmir.compile(path, output=place)
+def _rows(
+    path: Path, expected: Reference, scratch: Path, peers_dir: Path, tools: dict[str, str]
+) -> Iterator[Row]:
+    """llmir with its defaults, llama.cpp's sides, llmir's other settings."""
+    by_default = llmir.compile(path, output=scratch / "artifact")
     default, form = by_default.manifest.kv.dtype, file_format(by_default)
+    yield _llmir_row(path, {}, expected, scratch / "artifact")
+    preparer = Preparer(path, peers_dir, _timed)
+    for plan in select(PEER_SIDES, form, num_cores()):
+        yield _peer_row(plan, preparer, expected, scratch, tools)
     variants: list[dict[str, Any]] = [
-        {},
         *({"kv_dtype": dtype} for dtype in KV_DTYPES if dtype not in ("auto", default)),
         *({"activations": precision} for precision in PRECISIONS),
         dict(reference.EXACT),
     ]
-    return [_llmir_row(path, options, expected, place) for options in variants], form
+    for options in variants:
+        yield _llmir_row(path, options, expected, scratch / "artifact")
 
 
 def _llmir_row(path: Path, options: dict[str, Any], expected: Reference, place: Path) -> Row:
@@ -136,35 +159,31 @@ def _llmir_row(path: Path, options: dict[str, Any], expected: Reference, place: 
         try:
             llm = llmir.LLM(artifact := llmir.compile(path, output=place, **options))
             found = expected.compare(llm.logits)
-            print(f"  mean KL {found.mean_kl:.2e}", file=sys.stderr)
             return Row("llmir", settings, artifact.manifest.kv.dtype, found)
         except LlmirError as error:
             return Row("llmir", settings, options.get("kv_dtype", "auto"), None, str(error))
 
 
-def _peer_rows(
-    path: Path, form: str, expected: Reference, scratch: Path, peers_dir: Path
-) -> tuple[list[Row], dict[str, str]]:
-    """llama.cpp's rows and versions; a side that fails has its error in its row."""
-    preparer = Preparer(path, peers_dir, _timed)
-    rows, tools = [], {}
-    for plan in select(PEER_SIDES, form, num_cores()):
-        settings = plan.key.removeprefix("file").removeprefix("-") or "its defaults"
-        with _timed(plan.name):
+def _peer_row(
+    plan: SidePlan,
+    preparer: Preparer,
+    expected: Reference,
+    scratch: Path,
+    tools: dict[str, str],
+) -> Row:
+    """A side of llama.cpp; its versions go into `tools`, its failure into the row."""
+    settings = plan.key.removeprefix("file").removeprefix("-") or "its defaults"
+    with _timed(plan.name):
+        try:
+            process = SideProcess(preparer.side(plan, num_cores()))
+            tools.update(process.about["versions"])
             try:
-                process = SideProcess(preparer.side(plan, num_cores()))
-                tools.update(process.about["versions"])
-                kv = process.about["kv_dtype"]
-                try:
-                    found = expected.compare(lambda w, p=process: _logits(p, w, scratch))
-                finally:
-                    process.close()
-            except (SideError, LlmirError, OSError) as error:
-                rows.append(Row("llama.cpp", settings, "", None, str(error)))
-            else:
-                print(f"  mean KL {found.mean_kl:.2e}", file=sys.stderr)
-                rows.append(Row("llama.cpp", settings, kv, found))
-    return rows, tools
+                found = expected.compare(lambda window: _logits(process, window, scratch))
+            finally:
+                process.close()
+            return Row("llama.cpp", settings, process.about["kv_dtype"], found)
+        except (SideError, LlmirError, OSError) as error:
+            return Row("llama.cpp", settings, "", None, str(error))
 
 
 def _logits(process: SideProcess, window: list[int], scratch: Path) -> F32:
