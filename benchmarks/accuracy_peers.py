@@ -216,7 +216,7 @@ def _document(
 {machine}
 
 Date: {datetime.now(UTC):%Y-%m-%d}. Model: `{path.name}`. Versions: {text}.
-Command: `python benchmarks/accuracy_peers.py`; what is measured is said at its top:
+Command: `python benchmarks/accuracy_peers.py --output FILE`; what is measured is said at its top:
 {exact.num_positions:,} teacher-forced positions, {NUM_WINDOWS} windows of {WINDOW} tokens.
 
 Perplexity of the reference, transformers in float32: {exact.perplexity:.4f}. `÷ llama.cpp` and
