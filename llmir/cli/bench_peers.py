@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +70,7 @@ Examples:
     metavar="FILE",
     help="Also measure over batch sizes and depths, and draw them as SVG.",
 )
+@click.option("--table", "table_file", metavar="FILE", help="Also write what is printed.")
 @click.option("--json", "json_file", metavar="FILE", help="Also write the rows as JSON.")
 @click.pass_context
 def peers(
@@ -83,65 +83,65 @@ def peers(
     llmir_options: tuple[str, ...],
     peers_dir: str | None,
     plot_file: str | None,
+    table_file: str | None,
     json_file: str | None,
 ) -> None:
     """Compare llmir with other engines on MODEL, a GGUF file.
 
     Each engine runs in a virtual environment of its own, made the first time.  All compute
     the same weights and token counts, in turn: a round of one metric each, again and again.
-    The table has medians over the rounds, and what llmir's are of them.
+    The table has medians over the rounds, and what llmir's are of them.  The files are
+    rewritten after every round of all sides.
     """
     from llmir.bench import report
-    from llmir.bench.peers import llmir_side, table
+    from llmir.bench.peers import llmir_side
     from llmir.bench.peers.environments import default_peers_dir
     from llmir.bench.peers.metrics import DEFAULT_METRICS, Metric, plot_metrics
+    from llmir.bench.peers.output import Output
     from llmir.bench.peers.registry import PEERS, select
     from llmir.bench.peers.run import Comparison
     from llmir.host import num_cores
 
     metrics = [Metric.parse(n) for n in split_commas(metric_names) or DEFAULT_METRICS]
+    if plot_file is not None:
+        batches, depths = plot_metrics()
+        metrics += [*batches, *depths]
+    metrics = list(dict.fromkeys(metrics))
     names = split_commas(peer_names) if peer_names else list(PEERS)
     options = _Options(llmir_options, metrics)
     num_threads = threads or num_cores()
     machine = report.hardware()
-    begun = datetime.now().astimezone()
     with stages(num_compile_stages(1)) as on_stage:
         artifacts = _Artifacts(model, options, on_stage)
         first = artifacts.of(metrics[0])
-        plans = select(names, llmir_side.file_format(first), num_threads)
         comparison = Comparison(
             Path(model),
-            plans,
+            select(names, llmir_side.file_format(first), num_threads),
             artifacts.of,
             num_threads=num_threads,
             peers_dir=Path(peers_dir).absolute() if peers_dir else default_peers_dir(),
             on_stage=on_stage,
         )
-        rows, limits = comparison.run(metrics, alternations)
-        if plot_file is not None:
-            from llmir.bench.peers.plot import draw
+        output = Output(
+            model=f"{first.manifest.model.name}, {Path(model).name}",
+            command=_command(ctx),
+            machine=machine,
+            failed=comparison.failed,
+            table_file=_path(table_file),
+            json_file=_path(json_file),
+            plot_file=_path(plot_file),
+        )
+        try:
+            comparison.run(metrics, alternations, output.update)
+        except BaseException:
+            if output.rows:  # what was measured is not lost with what was not
+                click.echo(output.document())
+            raise
+    click.echo(output.document())
 
-            batches, depths = plot_metrics()
-            swept, _ = comparison.run([*batches, *depths], alternations)
-            svg = draw(swept[: len(batches)], swept[len(batches) :])
-            Path(plot_file).write_text(svg, encoding="utf-8")
-    if json_file is not None:
-        text = json.dumps([row.to_json() for row in rows], indent=1, ensure_ascii=False)
-        Path(json_file).write_text(text + "\n", encoding="utf-8")
-    versions = {**report.versions(), **table.used_versions(rows)}
-    click.echo(f"- **Hardware**: {report.heading(machine)}")
-    click.echo(f"- **Limits**: {report.limits_line(limits)}")
-    click.echo(f"- **Versions**: {', '.join(f'{n} {v}' for n, v in sorted(versions.items()))}")
-    click.echo(f"- **Model**: {first.manifest.model.name}, {Path(model).name}")
-    click.echo(f"- **Command**: `{_command(ctx)}`")
-    end = datetime.now().astimezone()
-    click.echo(
-        f"- **Date**: {begun.isoformat(timespec='seconds')} to {end.isoformat(timespec='seconds')}"
-    )
-    click.echo("\n" + table.summary(rows))
-    click.echo("\n" + table.details(rows))
-    if missing := table.failures(rows, comparison.failed):
-        click.echo("\nMissing:\n\n" + missing)
+
+def _path(name: str | None) -> Path | None:
+    return None if name is None else Path(name)
 
 
 class _Options:
@@ -204,11 +204,13 @@ def _command(ctx: click.Context) -> str:
     words = ctx.command_path.split()
     for param in ctx.command.params:
         value = ctx.params[param.name or ""]
-        if param.name in ("json_file", "plot_file", "peers_dir") or value is None:
+        if param.name in ("json_file", "table_file", "peers_dir") or value is None:
             continue
         if isinstance(param, click.Argument):
             words.append(Path(value).name)
             continue
+        if param.name == "plot_file":
+            value = Path(value).name
         for item in value if isinstance(value, tuple) else (value,):
             words += [param.opts[0], str(item)]
     return shlex.join(words)

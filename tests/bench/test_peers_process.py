@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from llmir.bench.peers import process as processes
@@ -43,6 +44,11 @@ class Side:
 
     def decode(self, batch, depth, steps, seed, warm_up):
         return batch * steps / (self.rate + seed)
+
+    def logits(self, tokens, place):
+        import array
+        with open(place, "wb") as out:
+            array.array("f", tokens).tofile(out)
 
 def make(spec):
     with open(spec["place"], "w") as out:
@@ -118,6 +124,15 @@ def test_a_side_that_does_not_answer_is_ended(fake: Path) -> None:
     assert process._process.returncode == -9
 
 
+def test_a_side_writes_logits(fake: Path, tmp_path: Path) -> None:
+    process = SideProcess(side_of(fake))
+    try:
+        process.ask({"do": "logits", "tokens": [3, 1], "place": str(tmp_path / "logits")})
+    finally:
+        process.close()
+    assert np.fromfile(tmp_path / "logits", np.float32).tolist() == [3, 1]
+
+
 def test_a_stopped_side_does_not_outlive_who_started_it(fake: Path) -> None:
     side = side_of(fake)
     program = (
@@ -151,10 +166,15 @@ def test_sides_alternate_and_a_failing_one_is_left_out(fake: Path) -> None:
     names: list[str] = []
     runner = Runner()
     try:
-        cells = runner.run(Metric(batch=2, depth=3), sides, 3, stage_log(names))
+        grown = [
+            [len(cell.rates) for cell in cells]
+            for cells in runner.run(Metric(batch=2, depth=3), sides, 3, stage_log(names))
+        ]
+        (*_, cells) = runner.run(Metric(batch=2, depth=3), sides, 3, stage_log([]))
     finally:
         runner.close()
     assert [name.split(": ")[1] for name in names] == list("abcacac")
+    assert grown == [[1, 0, 1], [2, 0, 2], [3, 0, 3]]
     a, b, c = cells
     # The fake's speed is its rate and the number of the alternation.
     assert a.rates == pytest.approx([100, 101, 102])
@@ -172,11 +192,11 @@ def test_the_process_used_longest_ago_goes_when_memory_is_short(fake: Path) -> N
     sides = [side_of(fake, "a"), side_of(fake, "b")]
     runner = Runner(free_bytes=lambda: free[0])
     try:
-        runner.run(Metric(), sides, 1, stage_log([]))
+        list(runner.run(Metric(), sides, 1, stage_log([])))
         assert len(runner._running) == 2
         free[0] = 0
         third = side_of(fake, "c")
-        runner.run(Metric(), [third], 1, stage_log([]))
+        list(runner.run(Metric(), [third], 1, stage_log([])))
         assert list(runner._running) == [third]
     finally:
         runner.close()
@@ -267,7 +287,7 @@ def test_a_model_is_made_once_and_the_side_gets_it(
     assert side.command[:3] == ("env", "ANSWER=42", sys.executable)
     runner = Runner()
     try:
-        (cell,) = runner.run(Metric(batch=1, depth=0), [side], 1, stage_log([]))
+        ((cell,),) = runner.run(Metric(batch=1, depth=0), [side], 1, stage_log([]))
     finally:
         runner.close()
     assert cell.rates == pytest.approx([10.0])

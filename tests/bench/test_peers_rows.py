@@ -134,11 +134,11 @@ def test_without_a_peer_or_without_llmir_there_is_no_ratio(tiny: llmir.Artifact)
     cells = [cell("llmir", error="x"), cell("fast", 5, same=True)]
     failed = make_row(Metric(), cells, costs_of(tiny), LIMITS)
     assert (failed.best, failed.ratio_to_best, failed.share_of_limit) == ("fast", None, None)
-    assert failed.to_json()["llmir"] is None
+    assert failed.to_json({})["llmir"] is None
 
 
 def test_the_json_row(row: PeerRow) -> None:
-    data = row.to_json()
+    data = row.to_json({"other": "no compiler"})
     assert data["metric"] == "decode_b2_d8"
     assert data["unit"] == "tok/s"
     assert data["llmir"] == 50
@@ -148,7 +148,7 @@ def test_the_json_row(row: PeerRow) -> None:
     assert data["share_of_limit"] == row.share_of_limit
     assert data["rounds"]["fast"] == [90, 100, 110]
     assert data["kv_dtype"]["llmir"] == "f16"
-    assert data["errors"] == {"gone": "it left"}
+    assert data["errors"] == {"gone": "it left", "other": "no compiler"}
 
 
 def test_the_tables(row: PeerRow) -> None:
@@ -238,6 +238,7 @@ def test_the_options_of_the_command() -> None:
         "--llmir-option",
         "--peers-dir",
         "--plot",
+        "--table",
         "--json",
     }
     assert all(option.help for option in options)

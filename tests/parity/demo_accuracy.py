@@ -106,15 +106,20 @@ def agreement(rows: Sequence[reference.F32], given: Sequence[Answer]) -> float:
 
 
 def windows(path: Path) -> list[list[int]]:
-    """The first tokens of the text, in windows, by transformers' tokenizer of the GGUF file.
+    """The first tokens of the text, in windows."""
+    token_ids = text_tokens(path)
+    return [token_ids[i * WINDOW : (i + 1) * WINDOW] for i in range(NUM_WINDOWS)]
+
+
+def text_tokens(path: Path) -> list[int]:
+    """The tokens of the text, by transformers' tokenizer of the GGUF file.
 
     That one takes the file's pre-tokenizer for GPT-2's and splits a few line breaks before
     digits otherwise than the model's own.  Both models are given the same tokens, and these
     make the reference's figure what anybody measures with transformers alone: 21.24.
     """
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    token_ids = tokenizer(TEXT.read_text(encoding="utf-8"))["input_ids"]
-    return [token_ids[i * WINDOW : (i + 1) * WINDOW] for i in range(NUM_WINDOWS)]
+    return list(tokenizer(TEXT.read_text(encoding="utf-8"))["input_ids"])
 
 
 def reference_scores(model: Any, token_ids: Sequence[int]) -> np.ndarray:

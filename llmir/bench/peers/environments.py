@@ -18,6 +18,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from llmir.artifact_writer import locked
 from llmir.bench.peers.base import Environment
 from llmir.errors import DeviceError, OptionError
 
@@ -52,6 +53,11 @@ def ensure(environment: Environment, peers_dir: Path, on_stage: StageHook) -> Pa
     fails, with the log's name.
     """
     here = peers_dir / environment.name
+    with locked(here):  # another run may be making it
+        return _ensured(environment, here, on_stage)
+
+
+def _ensured(environment: Environment, here: Path, on_stage: StageHook) -> Path:
     stamp = here / STAMP
     if stamp.is_file() and json.loads(stamp.read_text()) == stamp_of(environment):
         return here / "bin" / "python"
@@ -67,7 +73,7 @@ def ensure(environment: Environment, peers_dir: Path, on_stage: StageHook) -> Pa
         (here / HALF_MADE).touch()
         for name, text in environment.files.items():
             (here / name).write_text(text, encoding="utf-8")
-        _run_all(environment, here, peers_dir / "logs" / f"install-{environment.name}.log")
+        _run_all(environment, here, here.parent / "logs" / f"install-{environment.name}.log")
         stamp.write_text(json.dumps(stamp_of(environment), indent=1) + "\n", encoding="utf-8")
         (here / HALF_MADE).unlink()
     return here / "bin" / "python"

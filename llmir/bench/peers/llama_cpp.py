@@ -7,6 +7,7 @@ is fast at.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from llmir.bench.peers.base import Environment, MadeModel, SidePlan
 
@@ -41,6 +42,7 @@ _REQUANTISED = ("q4_0", "q8_0", "bf16")
 _FLASH_OFF = {"flash_attention": 0}
 # Not repacked for AMX and the like, as llama.cpp was before it did that.
 _PLAIN = {"flash_attention": 0, "repack": False}
+_KV_Q8 = {"kv_dtype": "q8_0"}  # needs flash attention
 
 
 def made_gguf(form: str) -> MadeModel:
@@ -51,12 +53,17 @@ def made_gguf(form: str) -> MadeModel:
 
 
 def sides(file_format: str, num_threads: int) -> Sequence[SidePlan]:
-    """The file and other quantisations of it, with and without flash attention and repacking."""
+    """The file and other quantisations of it; without flash attention or repacking, KV in q8_0."""
     forms: list[str | None] = [None, *(f for f in _REQUANTISED if f != file_format.lower())]
     plans = []
     for form in forms:
         name, key = (f"{NAME} {file_format}", "file") if form is None else _names(form)
-        settings = {"": {}, "-fa0": _FLASH_OFF, "-plain": _PLAIN}
+        settings: dict[str, dict[str, Any]] = {
+            "": {},
+            "-fa0": _FLASH_OFF,
+            "-plain": _PLAIN,
+            "-kvq8": _KV_Q8,
+        }
         plans += [
             SidePlan(
                 name=name + suffix.replace("-", " "),

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from llmir.artifact_writer import locked
 from llmir.bench.peers.base import MadeModel, Side, SidePlan
 from llmir.bench.peers.environments import StageHook, ensure
 from llmir.bench.peers.process import SERVE, SideError, SideProcess
@@ -44,10 +45,13 @@ class Preparer:
 
     def _made(self, made: MadeModel) -> Path:
         place = self._made_dir / made.form
+        with locked(place):  # another run may be making it
+            return self._make(made, place)
+
+    def _make(self, made: MadeModel, place: Path) -> Path:
         if place.exists():
             return place
         python = ensure(made.environment, self._peers_dir, self._on_stage)
-        self._made_dir.mkdir(parents=True, exist_ok=True)
         # Whole or not at all: written beside and renamed.
         half = self._made_dir / f"half-{made.form}"
         if half.is_dir():

@@ -7,7 +7,7 @@ turn is farthest in the past is ended; it starts again, and fills its cache agai
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llmir.bench.peers.base import Side
@@ -18,7 +18,7 @@ from llmir.host import available_bytes
 
 # What is to stay free beside the processes.
 RESERVE_BYTES = 1 << 30
-# A side that has not run yet may need this much.
+# A side that has not run yet may need this much, of a small model.
 FIRST_GUESS_BYTES = 4 << 30
 
 
@@ -62,9 +62,11 @@ class Runner:
         self,
         start: Callable[[Side], SideProcess] = SideProcess,
         free_bytes: Callable[[], int] = available_bytes,
+        first_guess_bytes: int = FIRST_GUESS_BYTES,
     ) -> None:
         self._start = start
         self._free_bytes = free_bytes
+        self._first_guess_bytes = first_guess_bytes
         self._running: dict[Side, SideProcess] = {}  # the one that ran last is last
         self._loads_s: dict[Side, list[float]] = {}
         self._peaks: dict[Side, int] = {}
@@ -75,8 +77,11 @@ class Runner:
         sides: Sequence[Side],
         alternations: int,
         on_stage: StageHook,
-    ) -> list[Cell]:
-        """All rounds of one metric.  A side that fails is left out of its later rounds."""
+    ) -> Iterator[list[Cell]]:
+        """All rounds of one metric; yields the same cells, grown, after every alternation.
+
+        A side that fails is left out of the metric's later rounds.
+        """
         cells = [Cell(name=side.name, is_same_file=side.is_same_file) for side in sides]
         for alternation in range(alternations):
             for side, cell in zip(sides, cells, strict=True):
@@ -84,7 +89,7 @@ class Runner:
                     continue
                 with on_stage(f"{metric.name} {alternation + 1}/{alternations}: {side.name}"):
                     self._round(metric, side, cell, seed=alternation)
-        return cells
+            yield cells
 
     def close(self) -> None:
         """End all processes."""
@@ -95,7 +100,7 @@ class Runner:
         try:
             process = self._process(side)
             answer = process.ask(metric.command(seed))
-        except SideError as error:
+        except (SideError, OSError) as error:
             cell.error = str(error)
             self._end(side)
             return
@@ -113,7 +118,7 @@ class Runner:
         if side in self._running:
             self._running[side] = self._running.pop(side)
             return self._running[side]
-        needed = self._peaks.get(side, FIRST_GUESS_BYTES) + RESERVE_BYTES
+        needed = self._peaks.get(side, self._first_guess_bytes) + RESERVE_BYTES
         while self._running and self._free_bytes() < needed:
             self._end(next(iter(self._running)))
         process = self._running[side] = self._start(side)

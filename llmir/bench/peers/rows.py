@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,8 +37,11 @@ class PeerRow:
     def llmir(self) -> Cell:
         return self.cells[0]
 
-    def to_json(self) -> dict[str, Any]:
-        """For programs.  Rates are tokens per second; `rounds` are what the medians are of."""
+    def to_json(self, failed: Mapping[str, str]) -> dict[str, Any]:
+        """For programs.  Rates are tokens per second; `rounds` are what the medians are of.
+
+        failed: side → why it could not be prepared; it is in no cell.
+        """
         peers = [cell for cell in self.cells if cell.name != LLMIR]
         return {
             "metric": self.metric.name,
@@ -55,7 +58,7 @@ class PeerRow:
             "kv_dtype": {cell.name: cell.kv_dtype for cell in self.cells},
             "load_s": {cell.name: cell.load_s for cell in self.cells},
             "peak_memory_bytes": {cell.name: cell.peak_memory_bytes for cell in self.cells},
-            "errors": {cell.name: cell.error for cell in self.cells if cell.error},
+            "errors": {**failed, **{cell.name: cell.error for cell in self.cells if cell.error}},
         }
 
 

@@ -13,10 +13,12 @@ from llmir.bench.peers.environments import StageHook
 from llmir.bench.peers.metrics import Metric
 from llmir.bench.peers.prepare import Preparer
 from llmir.bench.peers.process import SideError
-from llmir.bench.peers.rounds import Runner
+from llmir.bench.peers.rounds import FIRST_GUESS_BYTES, Cell, Runner
 from llmir.bench.peers.rows import PeerRow, make_row
 from llmir.bench.worker import run_job
-from llmir.errors import DeviceError
+from llmir.errors import LlmirError
+
+RowsHook = Callable[[Sequence[PeerRow], MachineLimits], None]
 
 
 class Comparison:
@@ -41,15 +43,19 @@ class Comparison:
         self._num_threads = num_threads
         self._peers_dir = peers_dir
         self._on_stage = on_stage
+        self._first_guess_bytes = max(FIRST_GUESS_BYTES, 2 * model.stat().st_size)
         self._preparer = Preparer(model, peers_dir, on_stage)
         self._sides: dict[int, list[Side]] = {}
         self._own: dict[tuple[Path, int], Side] = {}
         self.failed: dict[str, str] = {}
 
     def run(
-        self, metrics: Sequence[Metric], alternations: int
+        self, metrics: Sequence[Metric], alternations: int, on_rows: RowsHook
     ) -> tuple[list[PeerRow], MachineLimits]:
         """Measure.  The limits are those of all threads, the better of before and after.
+
+        on_rows is given what there is so far, after every alternation and at the end: the last
+        of the rows may have fewer rounds, and until the end the limits are those of before.
 
         Raises OptionError, before anything is measured, for a metric that cannot fit;
         DeviceError.
@@ -58,20 +64,25 @@ class Comparison:
             llmir_side.check(self._artifact_for(metric), [metric])
         chosen = [self._sides_for(metric, metrics) for metric in metrics]
         limits = self._limits()
-        runner = Runner()
-        try:
-            cells = [
-                runner.run(metric, sides, alternations, self._on_stage)
-                for metric, sides in zip(metrics, chosen, strict=True)
+        done: dict[Metric, list[Cell]] = {}
+
+        def rows() -> list[PeerRow]:
+            return [
+                make_row(metric, cells, llmir_side.costs_of(self._artifact_for(metric)), limits)
+                for metric, cells in done.items()
             ]
+
+        runner = Runner(first_guess_bytes=self._first_guess_bytes)
+        try:
+            for metric, sides in zip(metrics, chosen, strict=True):
+                for cells in runner.run(metric, sides, alternations, self._on_stage):
+                    done[metric] = cells
+                    on_rows(rows(), limits)
         finally:
             runner.close()
         limits = limits.better(self._limits())
-        rows = [
-            make_row(metric, of, llmir_side.costs_of(self._artifact_for(metric)), limits)
-            for metric, of in zip(metrics, cells, strict=True)
-        ]
-        return rows, limits
+        on_rows(rows(), limits)
+        return rows(), limits
 
     def _sides_for(self, metric: Metric, metrics: Sequence[Metric]) -> list[Side]:
         threads = metric.threads or self._num_threads
@@ -88,9 +99,10 @@ class Comparison:
         return [self._own[key], *self._sides[threads]]
 
     def _prepared(self, plan: SidePlan, threads: int) -> Side | None:
+        """The side; None if it cannot be had, and `failed` says why: the others go on."""
         try:
             return self._preparer.side(plan, threads)
-        except (SideError, DeviceError) as error:
+        except (SideError, LlmirError, OSError) as error:
             self.failed[plan.name] = str(error)
             return None
 

@@ -3,10 +3,12 @@
     {"do": "load", "spec": {…}}                                   → {"kv_dtype": …, "versions": …}
     {"do": "decode", "batch": B, "depth": D, "steps": N, "seed": s} → {"seconds": …}
     {"do": "prefill", "tokens": T, "seed": s}                      → {"seconds": …}
+    {"do": "logits", "tokens": [id, …], "place": file}             → {}
     {"do": "make", "spec": {…}}                                    → {}
 
 MODULE, a file beside this one, has `class Side` with `__init__(spec)`, `about()`,
-`decode(batch, depth, steps, seed)` and `prefill(tokens, seed)`, and `make(spec)` if its
+`decode(batch, depth, steps, seed)` and `prefill(tokens, seed)`; `logits(tokens, place)` if
+its accuracy is measured, which writes float32 [tokens, V] into a file; and `make(spec)` if its
 peer has model files to write.  The answer to everything has `peak_memory_bytes`, or is
 {"error": message}; that to a round has `others_cpu_share`, the CPU time that other processes
 took meanwhile, of all there was.  What a library prints goes to stderr.
@@ -96,6 +98,8 @@ def main() -> None:
                     answer = measured(decode)
                 case "prefill":
                     answer = measured(functools.partial(side.prefill, **command))
+                case "logits":
+                    side.logits(**command)
                 case "make":
                     module.make(command["spec"])
         except Exception as error:  # whatever a peer raises is its answer, and in its log

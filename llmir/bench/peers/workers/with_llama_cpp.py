@@ -4,6 +4,7 @@ decode   one llama_decode for the `batch` sequences per step, logits of each; fi
          tokens, so no sampling.  Timed: filling the batch, llama_decode, llama_synchronize
          and getting hold of the logits.
 prefill  one llama_decode of the whole prompt into an empty cache, logits of its last token.
+logits   llama_decode of UBATCH_TOKENS tokens at a time into an empty cache, logits of all.
 
 A filled cache is kept for the next round of the same metric: what a round appended is
 removed from it.
@@ -11,6 +12,7 @@ removed from it.
 
 from __future__ import annotations
 
+import ctypes
 import random
 import sys
 import time
@@ -20,10 +22,12 @@ from typing import Any
 UBATCH_TOKENS = 512
 CONTEXT_MULTIPLE = 256
 FILE_TYPES = {"f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "bf16": 32}
+KV_TYPES = {"f16": 1, "q8_0": 8}
 
 
 class Side:
-    """spec: model, threads; flash_attention (-1 auto, 0, 1) and kv_unified if not the default."""
+    """spec: model, threads; flash_attention (-1 auto, 0, 1), kv_unified, kv_dtype (of KV_TYPES)
+    and repack if not the default."""
 
     def __init__(self, spec: dict[str, Any]) -> None:
         self._api: Any = import_module("llama_cpp")
@@ -45,13 +49,14 @@ class Side:
     def about(self) -> dict[str, Any]:
         system = self._api.llama_print_system_info().decode().strip()
         return {
-            "kv_dtype": "f16",
+            "kv_dtype": self._spec.get("kv_dtype", "f16"),
             "versions": {"llama-cpp-python": self._api.__version__},
             "note": system,
         }
 
     def prefill(self, tokens: int, seed: int) -> float:
         self._open(1, tokens)
+        self._filled = None
         seconds = 0.0
         for _ in range(2):  # the first to warm up
             self._api.llama_memory_clear(self._memory(), False)
@@ -64,6 +69,8 @@ class Side:
         depth = max(depth, 1)
         self._open(batch, depth + warm_up + steps)
         if self._filled != (batch, depth):
+            # A context may be that of another depth: it holds other tokens.
+            self._api.llama_memory_clear(self._memory(), False)
             for seq in range(batch):
                 ids = self._random(seq, depth)
                 for at in range(0, depth, UBATCH_TOKENS):
@@ -79,6 +86,18 @@ class Side:
         for seq in range(batch):
             self._api.llama_memory_seq_rm(self._memory(), seq, depth, -1)
         return seconds
+
+    def logits(self, tokens: list[int], place: str) -> None:
+        """Teacher-forced logits of all tokens into the file `place`, float32 [tokens, V]."""
+        self._open(1, len(tokens))
+        self._filled = None
+        self._api.llama_memory_clear(self._memory(), False)
+        with open(place, "wb") as out:
+            for at in range(0, len(tokens), UBATCH_TOKENS):
+                ids = tokens[at : at + UBATCH_TOKENS]
+                self._run(ids, [0], at, last_only=True, all_logits=True)
+                rows = self._api.llama_get_logits(self._context)
+                out.write(ctypes.string_at(rows, len(ids) * self._vocab_size * 4))
 
     def _random(self, seed: int, count: int) -> list[int]:
         rng = random.Random(seed)
@@ -101,6 +120,7 @@ class Side:
         params.n_threads = params.n_threads_batch = self._spec["threads"]
         params.flash_attn_type = self._spec.get("flash_attention", params.flash_attn_type)
         params.kv_unified = self._spec.get("kv_unified", params.kv_unified)
+        params.type_k = params.type_v = KV_TYPES[self._spec.get("kv_dtype", "f16")]
         params.no_perf = True
         self._context = self._api.llama_init_from_model(self._model, params)
         if not self._context:
@@ -108,8 +128,19 @@ class Side:
         self._context_size, self._filled = (num_seqs, rounded), None
         self._batch = self._api.llama_batch_init(UBATCH_TOKENS, 0, 1)
 
-    def _run(self, ids: list[int], seqs: list[int], position: int, *, last_only: bool) -> None:
-        """One llama_decode: of one sequence from `position` on, or of one token of each."""
+    def _run(
+        self,
+        ids: list[int],
+        seqs: list[int],
+        position: int,
+        *,
+        last_only: bool,
+        all_logits: bool = False,
+    ) -> None:
+        """One llama_decode: of one sequence from `position` on, or of one token of each.
+
+        last_only: of one sequence, with the logits of its last token unless of all.
+        """
         batch = self._batch
         batch.n_tokens = len(ids)
         for i, token in enumerate(ids):
@@ -117,7 +148,7 @@ class Side:
             batch.pos[i] = position + i if last_only else position
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = seqs[0] if last_only else seqs[i]
-            batch.logits[i] = not last_only or i == len(ids) - 1
+            batch.logits[i] = all_logits or not last_only or i == len(ids) - 1
         if status := self._api.llama_decode(self._context, batch):
             raise RuntimeError(f"llama_decode returned {status}")
         self._api.llama_synchronize(self._context)
