@@ -118,10 +118,10 @@ def _matmul(call: Call, y: TensorType, y_dims: tuple[str, ...], extra_flags: int
 
 
 def row_bytes(cols: int, activations: str) -> int:
-    """Bytes of a row of activations in scratch memory, as in plugins/cpu/activations.h."""
+    """Bytes of a row of activations in scratch memory, at most: see plugins/cpu/activations.h."""
     blocks = cols // packed.BLOCK
     if activations in PLANES:
-        return (PLANES[activations] * cols + 16 * blocks + 63) // 64 * 64
+        return (2 * cols + 16 * blocks + 63) // 64 * 64
     return (4 * cols + 4 * blocks + 63) // 64 * 64
 
 

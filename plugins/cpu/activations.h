@@ -21,6 +21,7 @@
 // A row in scratch, padded to 64 bytes:
 //   integers:    high int8[K] | low int8[K]? | scale f32[K/32] | scaled_sum f32[K/32]
 //                | offset i32[K/32], or [K/32, 2]: room for 2
+//                with AVX2 room for low is always there, and q int16[K] for formats that are wide
 //   offset: -zero Σ q over the block, or over each half of it; zero: of the weight's bytes
 //   f32, bf16:   f32[K], or bf16[K] | Σ x' of a block f32[K/32]
 #ifndef LLMIR_ACTIVATIONS_H
@@ -34,6 +35,25 @@ enum { INT8 = 0, INT12 = 4, INT16 = 8, FLOAT32 = 32, BFLOAT16 };
 
 INLINE int num_planes(int precision) { return precision == INT8 ? 1 : 2; }
 
+// Whether a format's kernels read the integers of a row as int16[K], in the place of its planes.
+INLINE int is_wide(int format) {
+#if defined(ONLY_AVX2)
+  return !bytes_are_small(format);
+#else
+  (void)format;
+  return 0;
+#endif
+}
+// Bytes of an integer in a row: with AVX2 of every precision two, as any may be wide.
+INLINE size_t stored_bytes(int precision) {
+#if defined(ONLY_AVX2)
+  (void)precision;
+  return 2;
+#else
+  return (size_t)num_planes(precision);
+#endif
+}
+
 typedef struct {
   const int8_t *high, *low;  // [K]; low is not there for int8
   const float *scale;        // [K/32]
@@ -43,11 +63,11 @@ typedef struct {
 
 INLINE size_t row_bytes(size_t k, int precision) {
   if (precision >= FLOAT32) return (4 * k + 4 * (k / BLOCK) + 63) / 64 * 64;
-  return ((size_t)num_planes(precision) * k + 16 * (k / BLOCK) + 63) / 64 * 64;
+  return (stored_bytes(precision) * k + 16 * (k / BLOCK) + 63) / 64 * 64;
 }
 
 INLINE ActivationRow activation_row(const uint8_t *row, size_t k, int precision) {
-  const float *scale = (const float *)(row + (size_t)num_planes(precision) * k);
+  const float *scale = (const float *)(row + stored_bytes(precision) * k);
   return (ActivationRow){
       .high = (const int8_t *)row,
       .low = (const int8_t *)row + k,
@@ -68,9 +88,9 @@ INLINE float rms_scale(const float *x, size_t k, float eps) {
 }
 
 // One row x[K] into `row`, sixteen blocks at a time; norm is NULL where there is none.  zero and
-// parts: for the offsets.
+// parts: for the offsets.  wide: as int16.
 INLINE void quantize_row(const float *x, const float *norm, float eps, size_t k, int precision,
-                         int zero, int parts, uint8_t *row) {
+                         int zero, int parts, int wide, uint8_t *row) {
   const float limit = (float)(127 << precision);
   const f32x16 inverse_rms = norm ? splat(rms_scale(x, k, eps)) : splat(1);
   const ActivationRow out = activation_row(row, k, precision);
@@ -107,6 +127,12 @@ INLINE void quantize_row(const float *x, const float *norm, float eps, size_t k,
       sums[i] = qa + qb;
       halves[i] = qa;
       const size_t at = (first + i) * BLOCK;
+      if (wide) {
+        int16_t *to = (int16_t *)row + at;
+        *(i16x16_any *)to = __builtin_convertvector(qa, i16x16);
+        *(i16x16_any *)(to + LANES) = __builtin_convertvector(qb, i16x16);
+        continue;
+      }
       if (precision != INT8) {
         const int middle = 1 << precision >> 1;
         i32x16 ha = (qa + middle) >> precision, hb = (qb + middle) >> precision;

@@ -195,12 +195,13 @@ INLINE void prepare_rows(const Matmul *call, int format, int precision, size_t f
   const float *norm = call->flags & HAS_NORM ? call->norm : NULL;
   const int narrow = reads_pairs(format, precision), round = precision == BFLOAT16;
   const int zero = zero_of_offsets(format), parts = is_halved(format) ? 2 : 1;
+  const int wide = is_wide(format);
   for (size_t row = 0; row < rows; row++) {
     const float *x = call->x + (first + row) * k;
     uint8_t *to = acts + row * stride;
     if (precision >= FLOAT32) float_row(x, norm, call->eps, k, round, narrow, to);
-    else if (precision == INT8) quantize_row(x, norm, call->eps, k, INT8, zero, parts, to);
-    else quantize_row(x, norm, call->eps, k, precision, zero, parts, to);
+    else if (precision == INT8) quantize_row(x, norm, call->eps, k, INT8, zero, parts, wide, to);
+    else quantize_row(x, norm, call->eps, k, precision, zero, parts, wide, to);
   }
 }
 

@@ -25,6 +25,9 @@ INLINE int zero_of_offsets(int format) {
 #endif
 }
 
+#if defined(ONLY_AVX2)
+#include "multiply_avx2.h"
+#else
 INLINE i32x16 dot_quads(int small, int count, i32x16 sum, const u8x64 *quads, const int32_t *acts) {
 #pragma clang loop unroll(full)
   for (int j = 0; j < count; j++) {
@@ -39,10 +42,12 @@ INLINE i32x16 dot_quads(int small, int count, i32x16 sum, const u8x64 *quads, co
 }
 
 // acc[m] += row m times block b.
-INLINE void add_block(int small, int halved, int with_min, int with_offset, int precision, int rows,
+INLINE void add_block(int format, int with_offset, int precision, int rows, const uint8_t *p,
                       const Block *block, const ActivationRow *first, size_t stride, size_t b,
                       f32x16 *acc) {
-  const size_t parts = halved ? 2 : 1, quads = 8 / parts;
+  (void)p;
+  const int small = bytes_are_small(format);
+  const size_t parts = is_halved(format) ? 2 : 1, quads = 8 / parts;
 #pragma clang loop unroll(full)
   for (int m = 0; m < rows; m++) {
     const size_t at = (size_t)m * stride;
@@ -64,31 +69,14 @@ INLINE void add_block(int small, int halved, int with_min, int with_offset, int 
       const f32x16 scale_w = part ? block->second : block->scale;
       acc[m] = fma16(to_f32(sum), scale_w * splat(scale), acc[m]);
     }
-    if (with_min) {
+    if (has_min(format)) {
       const float scaled_sum = ((const float *)((const uint8_t *)first->scaled_sum + at))[b];
       acc[m] = fma16(block->min, splat(scaled_sum), acc[m]);
     }
   }
 }
 
-// out[m] = row m times a tile as it is packed.
-INLINE void multiply_tile(int format, int precision, int rows, const uint8_t *acts, size_t stride,
-                          size_t k, const uint8_t *tile, float *out) {
-  const ActivationRow first = activation_row(acts, k, precision);
-  f32x16 acc[rows];
-  for (int m = 0; m < rows; m++) acc[m] = splat(0);
-  for (size_t b = 0; b < k / BLOCK; b++) {
-    if (rows <= 4) prefetch_after(format, tile, b);
-    Block block;
-    read_block(format, tile, b, &block);
-    const uint8_t less = (uint8_t)(zero_of(format) - zero_of_offsets(format));
-    if (less)
-      for (int j = 0; j < 8; j++) block.quad[j] -= less;
-    add_block(bytes_are_small(format), is_halved(format), has_min(format),
-              zero_of_offsets(format) != 0, precision, rows, &block, &first, stride, b, acc);
-  }
-  for (int m = 0; m < rows; m++) store(out + m * LANES, acc[m]);
-}
+#endif
 
 // How many rows a tile is read for at a time, at most: AVX-512 has the registers.  With tiles of
 // AMX's own more rows go there.
@@ -97,6 +85,26 @@ INLINE void multiply_tile(int format, int precision, int rows, const uint8_t *ac
 #else
 #define ROWS_OF_TILE 4
 #endif
+
+// out[m] = row m times a tile as it is packed.
+INLINE void multiply_tile(int format, int precision, int rows, const uint8_t *acts, size_t stride,
+                          size_t k, const uint8_t *tile, float *out) {
+  const ActivationRow first = activation_row(acts, k, precision);
+  f32x16 acc[ROWS_OF_TILE];
+  for (int m = 0; m < rows; m++) acc[m] = splat(0);
+  for (size_t b = 0; b < k / BLOCK; b++) {
+    if (rows <= 4) prefetch_after(format, tile, b);
+    Block block;
+    const uint8_t *header, *p = block_at(format, tile, b, &header);
+    read_block(format, tile, b, &block);
+    const uint8_t less = (uint8_t)(zero_of(format) - zero_of_offsets(format));
+    if (less)
+      for (int j = 0; j < 8; j++) block.quad[j] -= less;
+    add_block(format, zero_of_offsets(format) != 0, precision, rows, p, &block, &first, stride, b,
+              acc);
+  }
+  for (int m = 0; m < rows; m++) store(out + m * LANES, acc[m]);
+}
 
 #define TILE_ROWS(n, format, precision) \
   case n: multiply_tile(format, precision, n, acts, stride, k, tile, out); return;

@@ -17,6 +17,10 @@
 #include <arm_neon.h>
 #endif
 
+#if defined(__AVX2__) && !defined(__AVX512VNNI__)
+#define ONLY_AVX2 1
+#endif
+
 #define LANES 16
 #define INLINE static inline __attribute__((always_inline))
 #define VECTOR(type, n) type __attribute__((ext_vector_type(n)))
@@ -27,6 +31,7 @@ typedef VECTOR(int32_t, 16) i32x16;
 typedef VECTOR(uint32_t, 16) u32x16;
 typedef VECTOR(uint16_t, 16) u16x16;
 typedef VECTOR(int8_t, 16) i8x16;
+typedef VECTOR(int16_t, 16) i16x16;
 typedef VECTOR(_Float16, 16) f16x16;
 typedef VECTOR(uint8_t, 16) u8x16;
 typedef VECTOR(uint8_t, 64) u8x64;
@@ -37,6 +42,7 @@ typedef UNALIGNED(i32x16) i32x16_any;
 typedef UNALIGNED(u16x16) u16x16_any;
 typedef UNALIGNED(f16x16) f16x16_any;
 typedef UNALIGNED(i8x16) i8x16_any;
+typedef UNALIGNED(i16x16) i16x16_any;
 typedef UNALIGNED(u8x16) u8x16_any;
 typedef UNALIGNED(u8x64) u8x64_any;
 typedef UNALIGNED(u16x32) u16x32_any;
@@ -164,24 +170,9 @@ INLINE i32x16 dot4(i32x16 acc, u8x64 w, int32_t a) {
   return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(a));
 }
 INLINE i32x16 dot4_small(i32x16 acc, u8x64 w, int32_t a) { return dot4(acc, w, a); }
-#elif defined(__AVX2__)
-typedef VECTOR(int32_t, 8) i32x8;
+#elif defined(ONLY_AVX2)
+typedef VECTOR(int32_t, 8) i32x8;  // multiply_avx2.h
 typedef VECTOR(uint8_t, 32) u8x32;
-// w <= 127: no sum of two products leaves 16 bits.
-INLINE i32x8 dot4_half(i32x8 acc, u8x32 w, int32_t a) {
-  __m256i pairs = _mm256_maddubs_epi16((__m256i)w, _mm256_set1_epi32(a));
-  return acc + (i32x8)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
-}
-INLINE i32x16 dot4_small(i32x16 acc, u8x64 w, int32_t a) {
-  i32x16 y;
-  y.lo = dot4_half(acc.lo, w.lo, a);
-  y.hi = dot4_half(acc.hi, w.hi, a);
-  return y;
-}
-INLINE i32x16 dot4(i32x16 acc, u8x64 w, int32_t a) {
-  i32x16 top = dot4_small((i32x16)(0), w >> 7, a);
-  return dot4_small(acc, w & 127, a) + (top << 7);
-}
 #else
 INLINE int32x4_t dot4_quarter(int32x4_t acc, int8x16_t w, int8x16_t a) {
 #if defined(__ARM_FEATURE_DOTPROD)
