@@ -32,6 +32,12 @@
 #define MAX_SPLIT_PARTS 512
 #define MAX_DIM 256
 #define MAX_TILE_ROWS 64
+// Vectors of sums for each of four rows that the registers hold: without AVX-512's, one.
+#if defined(__AVX512F__)
+#define VECTORS_AT_ONCE 4
+#else
+#define VECTORS_AT_ONCE 1
+#endif
 #define MINUS_INFINITY (-__builtin_inff())
 
 INLINE size_t num_chunks(size_t columns, size_t page_size) {
@@ -124,17 +130,20 @@ INLINE KvBlock kv_block(int dtype, const Context *context, size_t start) {
   return block;
 }
 
-// Scores of `rows` (at most 4) rows from `row` on at the block's 64 positions.
-INLINE void score(int dtype, int rows, const Tile *tile, size_t row, const KvBlock *block,
-                  size_t page_size, f32x16 out[4][KV_BLOCK / LANES]) {
+// Scores of `rows` (at most 4) rows from `row` on at 16 `vectors` of the block's 64 positions, from
+// the sixteen `from` on.
+INLINE void score_some(int dtype, int rows, int vectors, const Tile *tile, size_t row,
+                       const KvBlock *block, size_t page_size, int from,
+                       f32x16 scores[4][KV_BLOCK / LANES]) {
   const size_t dim = tile->dim;
+  f32x16 out[4][VECTORS_AT_ONCE];
   for (int r = 0; r < rows; r++)
-    for (int i = 0; i < 4; i++) out[r][i] = splat(0);
+    for (int i = 0; i < vectors; i++) out[r][i] = splat(0);
   if (dtype == KV_BF16) {
     const uint32_t *q = (const uint32_t *)tile->q + row * (dim / 2);
     for (size_t d = 0; d < dim / 2; d++)
-      for (int i = 0; i < 4; i++) {
-        u32x16 k = *(const u32x16_any *)(block->k[i] + d * page_size * 4);
+      for (int i = 0; i < vectors; i++) {
+        u32x16 k = *(const u32x16_any *)(block->k[from + i] + d * page_size * 4);
         for (int r = 0; r < rows; r++)
           out[r][i] = dot2_bf16(out[r][i], k, q[(size_t)r * (dim / 2) + d]);
       }
@@ -143,24 +152,33 @@ INLINE void score(int dtype, int rows, const Tile *tile, size_t row, const KvBlo
     for (size_t d = 0; d < dim; d++) {
       f32x16 q_d[4];
       for (int r = 0; r < rows; r++) q_d[r] = splat(q[(size_t)r * dim + d]);
-      for (int i = 0; i < 4; i++) {
-        f32x16 k = k_column(dtype, block->k[i], d * page_size);
+      for (int i = 0; i < vectors; i++) {
+        f32x16 k = k_column(dtype, block->k[from + i], d * page_size);
         for (int r = 0; r < rows; r++) out[r][i] = fma16(k, q_d[r], out[r][i]);
       }
     }
     if (dtype == KV_INT8 || dtype == KV_FP8)
-      for (int i = 0; i < 4; i++) {
-        const f32x16 unit = dtype == KV_FP8 ? splat(FP8_UNIT) : load(block->k_scale[i]);
+      for (int i = 0; i < vectors; i++) {
+        const f32x16 unit = dtype == KV_FP8 ? splat(FP8_UNIT) : load(block->k_scale[from + i]);
         for (int r = 0; r < rows; r++) out[r][i] *= unit;
       }
   }
+  for (int r = 0; r < rows; r++)
+    for (int i = 0; i < vectors; i++) scores[r][from + i] = out[r][i];
+}
+
+INLINE void score(int dtype, int rows, const Tile *tile, size_t row, const KvBlock *block,
+                  size_t page_size, f32x16 out[4][KV_BLOCK / LANES]) {
+#pragma clang loop unroll(disable)
+  for (int from = 0; from < KV_BLOCK / LANES; from += VECTORS_AT_ONCE)
+    score_some(dtype, rows, VECTORS_AT_ONCE, tile, row, block, page_size, from, out);
 }
 
 // sums[row + r, 16 `vectors` dims from d on] += Σ p[r, position] V[position, :] over the block.
 INLINE void weigh(int dtype, int rows, int vectors, Tile *tile, size_t row, const float *p,
                   const KvBlock *block, size_t d) {
   const size_t dim = tile->dim;
-  f32x16 acc[4][4];
+  f32x16 acc[4][VECTORS_AT_ONCE];
   float *sums = tile->sums + row * dim + d;
   for (int r = 0; r < rows; r++)
     for (int i = 0; i < vectors; i++) acc[r][i] = load(sums + (size_t)r * dim + 16 * i);
@@ -264,8 +282,11 @@ INLINE void attend_rows(int dtype, int rows, Tile *tile, size_t row, const KvBlo
   score(dtype, rows, tile, row, block, page_size, s);
   soften(dtype, rows, tile, row, block, s, p);
   size_t d = 0;
-  for (; d + 64 <= tile->dim; d += 64) weigh(dtype, rows, 4, tile, row, p, block, d);
-  for (; d < tile->dim; d += 16) weigh(dtype, rows, 1, tile, row, p, block, d);
+  for (; d + VECTORS_AT_ONCE * LANES <= tile->dim; d += VECTORS_AT_ONCE * LANES)
+    weigh(dtype, rows, VECTORS_AT_ONCE, tile, row, p, block, d);
+#if VECTORS_AT_ONCE > 1
+  for (; d < tile->dim; d += LANES) weigh(dtype, rows, 1, tile, row, p, block, d);
+#endif
 }
 
 #if defined(__AMX_BF16__)

@@ -206,9 +206,9 @@ INLINE f32x16 dot2_bf16(f32x16 acc, u32x16 w, uint32_t a) {
 #if defined(__AVX512BF16__)
   return (f32x16)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32((int)a));
 #else
-  union { uint32_t u; float f; } odd = {a & 0xFFFF0000}, even = {a << 16};
-  acc = fma16((f32x16)(w & 0xFFFF0000), splat(odd.f), acc);
-  return fma16((f32x16)(w << 16), splat(even.f), acc);
+  const u32x16 both = (u32x16)(a);
+  acc = fma16((f32x16)(w & 0xFFFF0000), (f32x16)(both & 0xFFFF0000), acc);
+  return fma16((f32x16)(w << 16), (f32x16)(both << 16), acc);
 #endif
 }
 
