@@ -73,7 +73,7 @@ class ModelSpec:
     output_bias: bool = False  # bias of the attention's output projection
     mlp_bias: bool = False
     qk_norm: bool = False
-    hidden_act: str = "silu"
+    hidden_act: str = "silu"  # or gelu_pytorch_tanh
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable dict that `from_json` reads back."""

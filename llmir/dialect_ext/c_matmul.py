@@ -15,7 +15,8 @@ CHUNK = 128  # tokens of a workgroup, at most
 _SCRATCH_ROWS = 16
 _PANEL_BYTES = 38  # for each column of a tile
 _FLOAT_PIECE_BYTES = 16 * (32 + 3) * 16 * 4
-_HAS_NORM, _HAS_BIAS, _HAS_RESIDUAL, _SILU_MUL, _BEST = 1, 2, 4, 8, 16
+_HAS_NORM, _HAS_BIAS, _HAS_RESIDUAL, _BEST = 1, 2, 4, 16
+_GATED = {"": 0, "silu": 8, "gelu_tanh": 32}
 PLANES = {"int8": 1, "int12": 2, "int16": 2}
 """Bytes of an activation, of each precision of integers."""
 
@@ -23,7 +24,7 @@ PLANES = {"int8": 1, "int12": 2, "int16": 2}
 def matmul_plan(call: Call) -> Plan:
     """Of llm.packed_matmul."""
     y = TensorType((None, int(call.attrs["rows"])), "f32")
-    return _matmul(call, y, ("T",), _SILU_MUL * bool(call.attrs["silu_mul"]))
+    return _matmul(call, y, ("T",), _GATED[str(call.attrs["gated"])])
 
 
 def argmax_plan(call: Call) -> Plan:

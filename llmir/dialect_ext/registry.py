@@ -23,6 +23,8 @@ _OWN_OPS = (
     "argmax:Argmax",
     "embedding:Embedding",
     "embedding:QuantizedEmbedding",
+    "gated_mul:GeluMul",
+    "gated_mul:SiluMul",
     "linear:Linear",
     "packed_matmul:PackedArgmax",
     "packed_matmul:PackedEmbedding",
@@ -32,7 +34,6 @@ _OWN_OPS = (
     "rms_norm:RmsNorm",
     "rope:Rope",
     "rope_append:RopeAppend",
-    "silu_mul:SiluMul",
 )
 
 

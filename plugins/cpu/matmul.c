@@ -4,6 +4,7 @@
 //   y[t, n]  = Σ_k a[t, k] w[n, k] + bias[n] + residual[t, n]     (multiply.h, multiply_float.h)
 //   silu:      rows of the weight are tiles of gate and up in turn;
 //              y[t, n] = gate / (1 + e^-gate) * up
+//   gelu:      the same with e^-(gate (a + b gate²)), which is GELU by tanh
 //   best:      y is f32[count_n, T, 2]: of each share of the rows, the largest y[t, n] and, as an
 //              i32, the lowest n that has it; -1 where one is NaN or infinite.  llmir_best
 //              makes i32[T] of it
@@ -18,7 +19,7 @@
 //   → y f32[T, N]  scratch u8[workgroups, chunk_bytes]
 //   flags: which of the optional ones are there; an absent pointer is any valid one
 // Workgroup (id_n, id_m) of (count_n, count_m): an even share of the tiles, or pairs of tiles
-// for silu, and of the tokens, at most CHUNK of them.
+// where there is a gate, and of the tokens, at most CHUNK of them.
 // Owns: its block of y, and its scratch.
 #include "activations.h"
 #include "blocks.h"
@@ -29,7 +30,7 @@
 #define CHUNK 128
 #define SCRATCH_ROWS 16  // a chunk's rows in scratch are a multiple of it
 
-enum { HAS_NORM = 1, HAS_BIAS = 2, HAS_RESIDUAL = 4, SILU_MUL = 8, BEST = 16 };
+enum { HAS_NORM = 1, HAS_BIAS = 2, HAS_RESIDUAL = 4, SILU = 8, BEST = 16, GELU = 32 };
 
 // The largest of each of sixteen columns, the column of lane 0 there, and what is not finite.
 typedef struct {
@@ -204,9 +205,19 @@ INLINE void prepare_rows(const Matmul *call, int format, int precision, size_t f
   }
 }
 
+// x * sigmoid(x), or by GELU x * sigmoid(a x + b x³): a = 2 √(2/π), b = 0.044715 a.
+INLINE f32x16 through_gate(size_t flags, f32x16 x) {
+  f32x16 of = x;
+  if (flags & GELU) {
+    x = x < splat(-16) ? splat(-16) : x;  // from there on 0; exp16 ends at e^88
+    of = x * fma16(x * x, splat(0.0713548163f), splat(1.5957691216f));
+  }
+  return x / (splat(1) + exp16(-of));
+}
+
 NOINLINE void matmul(const Matmul *call, int format, int precision) {
   const size_t tokens = call->tokens, k = call->k, flags = call->flags;
-  const int silu = (flags & SILU_MUL) != 0, parts = silu ? 2 : 1;
+  const int gated = (flags & (SILU | GELU)) != 0, parts = gated ? 2 : 1;
   const size_t first = tokens * call->id_m / call->count_m;
   const size_t rows = tokens * (call->id_m + 1) / call->count_m - first;
   const size_t stride = row_bytes(k, precision);
@@ -245,7 +256,7 @@ NOINLINE void matmul(const Matmul *call, int format, int precision) {
     multiply_unit(&chunk, call->w + unit * unit_bytes, parts, sums);
     for (size_t row = 0; row < rows; row++) {
       f32x16 value = load(sums + row * LANES);
-      if (silu) value = value / (splat(1) + exp16(-value)) * load(sums + (CHUNK + row) * LANES);
+      if (gated) value = through_gate(flags, value) * load(sums + (CHUNK + row) * LANES);
       store_row(&out, row, unit * LANES, value);
     }
   }

@@ -27,6 +27,7 @@ from plugins.kernels import kernels, levels_here
 
 from llmir.cpu_levels import LEVELS, IsaLevel, object_path
 from llmir.dialect_ext.c_matmul import CHUNK
+from llmir.dialect_ext.gated_mul import GATES
 from llmir.dialect_ext.packed_matmul import activations_of
 from llmir.dialect_ext.registry import get_op
 from llmir.formats import packed
@@ -130,16 +131,16 @@ def matmul_shapes(
     draw: st.DrawFn, format_name: str, most_tokens: int, most_columns: int
 ) -> MatmulShape:
     step = packed.FORMATS[format_name].section or packed.BLOCK
-    silu = draw(st.booleans())
-    with_sum = not silu
+    gated = draw(st.sampled_from(["", "", *GATES]))
+    with_sum = not gated
     return MatmulShape(
         T=draw(st.one_of(st.integers(0, 20), st.integers(0, most_tokens))),
-        N=draw(st.integers(1, 5)) * 16 if silu else draw(st.integers(1, 90)),
+        N=draw(st.integers(1, 5)) * 16 if gated else draw(st.integers(1, 90)),
         K=step * draw(st.integers(1, most_columns // step)),
         norm=draw(st.booleans()),
         bias=with_sum and draw(st.booleans()),
         residual=with_sum and draw(st.booleans()),
-        silu=silu,
+        gated=gated,
         seed=draw(st.integers(0, 1000)),
     )
 
@@ -198,6 +199,13 @@ def test_matmul_of_600_tokens(kernel: str, level: IsaLevel, make: Make) -> None:
         pytest.skip("emulated: the long version of test_matmul has as many")
     shape = MatmulShape(T=600, N=33, K=576, norm=True, bias=True, residual=True)
     examine_matmul(kernel, level, make, False, shape)
+
+
+@LEVEL
+@pytest.mark.parametrize("gated", GATES)
+def test_gates_of_any_size(gated: str, level: IsaLevel, make: Make) -> None:
+    case = cases.gate(gated)
+    examine("llmir_matmul_f32_f32", case, make)
 
 
 SPECIAL = {"none": None, "a NaN": [np.nan], "inf": [np.inf], "-inf": [-np.inf]}

@@ -13,10 +13,10 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 from llmir import formats
 from llmir.dialect_ext.base import AttrValue, Op
 from llmir.dialect_ext.embedding import Embedding, QuantizedEmbedding
+from llmir.dialect_ext.gated_mul import GeluMul, SiluMul
 from llmir.dialect_ext.registry import choose
 from llmir.dialect_ext.rms_norm import RmsNorm
 from llmir.dialect_ext.rope import Rope
-from llmir.dialect_ext.silu_mul import SiluMul
 from llmir.dialect_ext.types import TensorType
 from llmir.errors import CompileError, VerifyError
 from llmir.targets import resolve
@@ -69,12 +69,18 @@ def test_rms_norm(rows: int, dim: int, target: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_silu_mul(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("op", [SiluMul(), GeluMul()], ids=lambda op: op.name)
+def test_gated_mul(op: Op, target: str, tmp_path: Path) -> None:
     gate, up = f32(9, 131) * 8, f32(9, 131)
     gate[0, :4] = [0.0, -100.0, 100.0, -87.5]  # exp of the negation overflows or vanishes
-    expected = torch.nn.functional.silu(torch.from_numpy(gate)).numpy() * up
-    np.testing.assert_allclose(SiluMul().reference(gate, up), expected, rtol=1e-6, atol=1e-6)
-    got = run(SiluMul(), [(gate, "f32"), (up, "f32")], {}, target, tmp_path)
+    gate[1, :4] = [1e18, -1e18, 1e30, -1e30]  # so do powers
+    gates = {
+        "silu_mul": torch.nn.functional.silu,
+        "gelu_mul": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    }
+    expected = gates[op.name](torch.from_numpy(gate)).numpy() * up
+    np.testing.assert_allclose(op.reference(gate, up), expected, rtol=1e-6, atol=1e-6)
+    got = run(op, [(gate, "f32"), (up, "f32")], {}, target, tmp_path)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
