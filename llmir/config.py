@@ -88,6 +88,10 @@ class ModelSpec:
         return cls(**fields)
 
 
+TOP_K = 64
+"""How many of the largest logits of a row `step_topk` returns, where a vocabulary has as many."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """What llmir takes from the environment.

@@ -22,8 +22,9 @@ from llmir.dialect_ext.activations import activations_are_known, allowed
 from llmir.dialect_ext.argmax import Argmax
 from llmir.dialect_ext.base import Array, Attribute, Call, Lowering, Op, Operand
 from llmir.dialect_ext.c_kernels import PROVIDER, kernel_lowering, needs_kernels
-from llmir.dialect_ext.c_matmul import PLANES, argmax_plan, embedding_plan, matmul_plan
+from llmir.dialect_ext.c_matmul import PLANES, argmax_plan, embedding_plan, matmul_plan, top_plan
 from llmir.dialect_ext.gated_mul import GATES
+from llmir.dialect_ext.topk import Topk, k_fits, topk_types
 from llmir.dialect_ext.types import TensorType, is_static
 from llmir.errors import CompileError
 from llmir.formats import packed
@@ -169,6 +170,35 @@ class PackedArgmax(Op):
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
         return (kernel_lowering(argmax_plan, _matmul_supports),)
+
+
+class PackedTopk(Op):
+    """llm.topk of y, of packed_matmul: x, weight, norm?, bias? → f32[T, k], i32[T, k], f32[T]."""
+
+    name = "packed_topk"
+    from_torch = False
+    num_results = 3
+    operands = PackedArgmax.operands
+    attributes = (*PackedArgmax.attributes, *Topk.attributes)
+
+    def check(self, call: Call) -> None:
+        matmul = {a.name: call.attrs[a.name] for a in PackedArgmax.attributes}
+        PackedMatmul().verify((*call.operands, None), matmul)
+        self.expect(*k_fits(int(call.attrs["k"]), int(call.attrs["rows"])))
+
+    def result_types(self, call: Call) -> tuple[TensorType, ...]:
+        return topk_types(call.type_of("x").shape[0], int(call.attrs["k"]))
+
+    def reference(
+        self, x: Array, weight: Array, norm: Array | None, bias: Array | None, **attrs: Any
+    ) -> tuple[Array, ...]:
+        k = attrs.pop("k")
+        logits = PackedMatmul().reference(x, weight, norm, bias, None, gated="", **attrs)
+        return Topk().reference(logits, k=k)
+
+    @property
+    def lowerings(self) -> tuple[Lowering, ...]:
+        return (kernel_lowering(top_plan, _matmul_supports),)
 
 
 class PackedEmbedding(Op):

@@ -29,11 +29,13 @@ _OWN_OPS = (
     "packed_matmul:PackedArgmax",
     "packed_matmul:PackedEmbedding",
     "packed_matmul:PackedMatmul",
+    "packed_matmul:PackedTopk",
     "paged_attention:PagedAttention",
     "quantized_matmul:QuantizedMatmul",
     "rms_norm:RmsNorm",
     "rope:Rope",
     "rope_append:RopeAppend",
+    "topk:Topk",
 )
 
 

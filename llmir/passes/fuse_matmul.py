@@ -3,7 +3,7 @@
     packed_matmul(rms_norm(x, w))                  →  packed_matmul(x, norm = w)
     silu_mul(packed_matmul(x), packed_matmul(x))   →  packed_matmul(x) {gated}; so gelu_mul
     add(r, packed_matmul(x))                       →  packed_matmul(x, residual = r)
-    argmax(packed_matmul(x))                       →  packed_argmax(x)
+    argmax(packed_matmul(x))                       →  packed_argmax(x); so topk
 
 The kernel then reads x once and writes y once.  Results differ by rounding at most.  An
 rms_norm that several matmuls take in is computed by each of them.  An op that somebody else's
@@ -118,7 +118,8 @@ def _take_residual(module: ir.Module, operation: ir.Operation) -> None:
 
 
 def _choose_best(module: ir.Module, operation: ir.Operation) -> None:
-    if operation.name != "llm.argmax" or not _is_ours(operation):
+    name = operation.name.removeprefix("llm.")
+    if name not in ("argmax", "topk") or not _is_ours(operation):
         return
     logits = operands_of(operation)["x"]
     matmul = Matched.of_value(logits, "packed_matmul")
@@ -126,15 +127,17 @@ def _choose_best(module: ir.Module, operation: ir.Operation) -> None:
         return
     if matmul.attrs["gated"] or matmul.values["residual"] is not None:
         return
-    op = get_op("packed_argmax")
+    op = get_op(f"packed_{name}")
+    attrs = {**matmul.attrs, **call_of(operation).attrs}
     with ir.InsertionPoint(operation):
         made = create_llm_op(
             op,
             [matmul.values[o.name] for o in op.operands],
-            {a.name: matmul.attrs[a.name] for a in op.attributes},
+            {a.name: attrs[a.name] for a in op.attributes},
         )
     made.attributes["llm.provider"] = matmul.operation.attributes["llm.provider"]
-    operation.results[0].replace_all_uses_with(made.results[0])
+    for old, new in zip(operation.results, made.results, strict=True):
+        old.replace_all_uses_with(new)
     operation.erase()
     matmul.operation.erase()
 

@@ -165,9 +165,9 @@ def gate(gated: str) -> Case:
 
 
 def best(
-    format_name: str, activations: str, shape: MatmulShape, special: Array | None
+    format_name: str, activations: str, shape: MatmulShape, special: Array | None, k: int = 0
 ) -> tuple[Case, Case]:
-    """llm.packed_matmul, and llm.packed_argmax of the same operands.
+    """llm.packed_matmul, and llm.packed_argmax of the same operands, or llm.packed_topk of k.
 
     special: what stands in the bias, from its middle on
     """
@@ -179,7 +179,10 @@ def best(
         bias[at : at + len(special)] = special
     assert isinstance(logits.lowered, Lowered)
     attrs = {k: v for k, v in logits.lowered.attrs.items() if k != "gated"}
-    made = lowered("packed_argmax", logits.lowered.types[:4], **attrs)
+    if k:
+        attrs["k"] = k
+    name = "packed_topk" if k else "packed_argmax"
+    made = lowered(name, logits.lowered.types[:4], **attrs)
     return logits, Case(made, [x, weight, norm, bias], lambda results: None)
 
 

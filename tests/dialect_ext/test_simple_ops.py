@@ -17,11 +17,12 @@ from llmir.dialect_ext.gated_mul import GeluMul, SiluMul
 from llmir.dialect_ext.registry import choose
 from llmir.dialect_ext.rms_norm import RmsNorm
 from llmir.dialect_ext.rope import Rope
+from llmir.dialect_ext.topk import Topk
 from llmir.dialect_ext.types import TensorType
 from llmir.errors import CompileError, VerifyError
 from llmir.targets import resolve
 
-from .lowered import compile_text, module, run_with_tool
+from .lowered import all_results_with_tool, compile_text, module
 
 Array = np.ndarray[Any, Any]
 TARGETS = {"cpu": "local-task", "vulkan": "vulkan"}
@@ -35,6 +36,17 @@ def run(
     target: str,
     path: Path,
 ) -> Array:
+    """The first result of the op on a target, as of run_all."""
+    return run_all(op, operands, attrs, target, path)[0]
+
+
+def run_all(
+    op: Op,
+    operands: list[tuple[Array, str] | None],
+    attrs: dict[str, AttrValue],
+    target: str,
+    path: Path,
+) -> list[Array]:
     """The op on a target; dim 0 of the first operand is dynamic, as tokens are."""
     present = [o for o in operands if o is not None]
     types = [None if o is None else TensorType(tuple(o[0].shape), o[1]) for o in operands]
@@ -49,7 +61,7 @@ def run(
     call = op.verify(types, attrs)
     lowering = choose(call, resolve(target), {op.name: ["portable"]}).lowering
     compile_text(module(op, types, attrs, lowering.variant), target, path / "op.vmfb")
-    return run_with_tool(path / "op.vmfb", TARGETS[target], present)
+    return all_results_with_tool(path / "op.vmfb", TARGETS[target], present, len(call.results))
 
 
 def f32(*shape: int) -> Array:
@@ -66,6 +78,31 @@ def test_rms_norm(rows: int, dim: int, target: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(RmsNorm().reference(x, weight, eps=1e-5), expected, atol=2e-6)
     got = run(RmsNorm(), [(x, "f32"), (weight, "f32")], {"eps": 1e-5}, target, tmp_path)
     np.testing.assert_allclose(got, expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(("columns", "k"), [(131, 64), (5, 5), (40, 1)])
+def test_topk(columns: int, k: int, target: str, tmp_path: Path) -> None:
+    x = np.round(f32(9, columns) * 4) / 2  # many are equal
+    x[0] = -np.inf
+    x[0, 1:3] = 1.5
+    for row, number in ((1, np.nan), (2, np.inf), (3, -np.inf)):
+        x[row, columns // 2] = number
+    x[4] = -np.inf
+    top = torch.from_numpy(x).topk(k)
+    values, ids, weights = Topk().reference(x, k=k)
+    good = [0, 3, 5, 6, 7, 8]
+    assert np.isnan(values[[1, 2, 4]]).all()
+    np.testing.assert_array_equal(values[good], top.values[good])
+    np.testing.assert_array_equal(np.take_along_axis(x, ids, 1)[good], values[good])
+    log_sum_exp = torch.from_numpy(x).logsumexp(1).numpy()
+    np.testing.assert_allclose(values[good, 0] + np.log(weights[good]), log_sum_exp[good], 1e-6)
+    for row in good:
+        assert ids[row].tolist() == sorted(range(columns), key=lambda v: (-x[row, v], v))[:k]
+    got = run_all(Topk(), [(x, "f32")], {"k": k}, target, tmp_path)
+    np.testing.assert_array_equal(got[0], values)
+    np.testing.assert_array_equal(got[1], ids)
+    np.testing.assert_allclose(got[2], weights, rtol=1e-5)
 
 
 @pytest.mark.parametrize("target", TARGETS)

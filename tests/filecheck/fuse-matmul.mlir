@@ -151,3 +151,15 @@ util.func public @argmax(%x: tensor<?x64xf32>) -> (tensor<?xi32>, tensor<?xi32>,
   %b = "llm.argmax"(%z) : (tensor<?x16xf32>) -> tensor<?xi32>
   util.return %a, %b, %z : tensor<?xi32>, tensor<?xi32>, tensor<?x16xf32>
 }
+
+// So are the largest ones.
+// CHECK-LABEL: util.func public @topk
+// CHECK: %[[T:.*]]:3 = "llm.packed_topk"({{.*}}k = 5 : i64
+// CHECK-NOT: llm.packed_matmul
+// CHECK: util.return %[[T]]#0, %[[T]]#1, %[[T]]#2
+util.func public @topk(%x: tensor<?x64xf32>) -> (tensor<?x5xf32>, tensor<?x5xi32>, tensor<?xf32>) {
+  %g = util.global.load @gate : tensor<640xi8>
+  %y = "llm.packed_matmul"(%x, %g) {llm.provider = "cpu_c", format = "q4_1", activations = "int8", rows = 16 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>} : (tensor<?x64xf32>, tensor<640xi8>) -> tensor<?x16xf32>
+  %v, %i, %w = "llm.topk"(%y) {k = 5 : i64} : (tensor<?x16xf32>) -> (tensor<?x5xf32>, tensor<?x5xi32>, tensor<?xf32>)
+  util.return %v, %i, %w : tensor<?x5xf32>, tensor<?x5xi32>, tensor<?xf32>
+}
