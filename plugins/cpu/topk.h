@@ -4,7 +4,8 @@
 // comes first.  NaN is never in one.  Places that nobody has yet hold -inf and NOBODY.
 // Sixteen columns' weights are two floats: their largest number m, and Σ e^(x - m); NaN where
 // there is one.  Which columns are together depends on no grid, and so does no sum of them.
-#pragma once
+#ifndef LLMIR_TOPK_H
+#define LLMIR_TOPK_H
 #include "simd.h"
 
 #define NOBODY INT32_MAX
@@ -67,3 +68,5 @@ INLINE float sum_weights(const float *weights, size_t stride, size_t units, floa
   }
   return sum16(sum);
 }
+
+#endif
