@@ -73,7 +73,7 @@ class ModelSpec:
     output_bias: bool = False  # bias of the attention's output projection
     mlp_bias: bool = False
     qk_norm: bool = False
-    hidden_act: str = "silu"
+    hidden_act: str = "silu"  # or gelu_pytorch_tanh
 
     def to_json(self) -> dict[str, Any]:
         """A JSON-serialisable dict that `from_json` reads back."""
@@ -86,6 +86,10 @@ class ModelSpec:
         fields["rope_scaling"] = RopeScaling(**fields.get("rope_scaling", {}))
         fields["sliding_windows"] = tuple(fields.get("sliding_windows", ()))
         return cls(**fields)
+
+
+TOP_K = 64
+"""How many of the largest logits of a row `step_topk` returns, where a vocabulary has as many."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

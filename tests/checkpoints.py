@@ -55,6 +55,7 @@ _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-mha": ("llama", {"num_key_value_heads": 4}),
     "llama-tied": ("llama", {"tie_word_embeddings": True}),
     "llama-bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama-gelu": ("llama", {"hidden_act": "gelu_pytorch_tanh"}),
     "llama-head-dim": ("llama", {"head_dim": 32}),
     "rope-linear": ("llama", _rope("linear", factor=4.0)),
     "rope-llama3": (

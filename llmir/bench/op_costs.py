@@ -68,7 +68,7 @@ def matrix_elements(call: StepCall) -> int:
     """Elements of the weight matrix of a matmul; 0 of other ops."""
     dims = {o.name: o.dims for o in call.operands}
     if call.op in ("packed_matmul", "packed_argmax"):
-        matrices = 2 if call.attrs.get("silu_mul") else 1
+        matrices = 2 if call.attrs.get("gated") else 1
         return matrices * int(call.attrs["rows"]) * int(dims["x"][1])
     if call.op == "linear":
         return math.prod(map(int, dims["weight"]))

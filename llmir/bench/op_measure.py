@@ -27,7 +27,7 @@ from llmir.bench.cases import Case, Sequences
 from llmir.bench.measure import RunOptions, cpu_seconds, share_of_others
 from llmir.bench.op_costs import size_of
 from llmir.errors import DeviceError, OptionError
-from llmir.runtime.base import F32, I32, StepBatch, StepLimits
+from llmir.runtime.base import F32, I32, StepBatch, StepLimits, TopLogits
 from llmir.runtime.devices import IREE_ERRORS, open_device
 from llmir.runtime.session import choose_module
 
@@ -139,6 +139,16 @@ class _Recorder:
     def step_greedy(self, batch: StepBatch) -> I32:
         self.last = batch
         return np.zeros(len(batch.logit_rows), np.int32)
+
+    @property
+    def top_k(self) -> int:
+        return 1
+
+    def step_topk(self, batch: StepBatch) -> TopLogits:
+        self.last = batch
+        zeros = np.zeros((len(batch.logit_rows), self.top_k), np.float32)
+        weights = np.full(len(zeros), self.limits.vocab_size, np.float32)
+        return TopLogits(values=zeros, token_ids=zeros.astype(np.int32), weights=weights)
 
 
 def sizes_of(batch: StepBatch) -> dict[str, int]:

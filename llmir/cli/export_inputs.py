@@ -20,7 +20,7 @@ from llmir.cli.run import messages
 from llmir.engine import LLM, SamplingParams
 from llmir.engine.tokenizer import Tokenizer
 from llmir.errors import OptionError, RequestError
-from llmir.runtime.base import F32, I32, StepBatch, StepLimits
+from llmir.runtime.base import F32, I32, StepBatch, StepLimits, TopLogits
 from llmir.targets import resolve
 
 _NUMPY = {"f32": np.float32, "f16": np.float16, "i8": np.int8}
@@ -96,6 +96,16 @@ class _Recorder:
     def step_greedy(self, batch: StepBatch) -> I32:
         self.batches.append(batch)
         return np.zeros(len(batch.logit_rows), np.int32)
+
+    @property
+    def top_k(self) -> int:
+        return 1
+
+    def step_topk(self, batch: StepBatch) -> TopLogits:
+        self.batches.append(batch)
+        zeros = np.zeros((len(batch.logit_rows), self.top_k), np.float32)
+        weights = np.full(len(zeros), self.limits.vocab_size, np.float32)
+        return TopLogits(values=zeros, token_ids=zeros.astype(np.int32), weights=weights)
 
 
 def first_step(artifact: Artifact, prompt: str, raw: bool) -> tuple[StepBatch, int]:

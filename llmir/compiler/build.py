@@ -42,6 +42,7 @@ from llmir.errors import OptionError
 from llmir.host import is_amx
 from llmir.importers.base import ImportedModel
 from llmir.models.rope import check_max_len
+from llmir.passes.entries import functions_of
 from llmir.passes.ir import is_llm_op, parse_module, text_attribute, walk
 from llmir.passes.manager import PassManager
 from llmir.passes.parameters import PackedParameter, take_recipes
@@ -158,6 +159,7 @@ class _Lowered:
     plain: tuple[str, ...]
     packed: tuple[PackedParameter, ...]
     calls: tuple[StepCall, ...]
+    entry_points: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -211,7 +213,8 @@ def _lower(
     manager.run(module, SHARED_DISPATCHES[fusion])
     manager.run(module, ["lower-llm"])
     plain, packed = take_recipes(module)
-    return _Lowered(str(module), providers, flags, plain, packed, calls)
+    entry_points = tuple(f for f in functions_of(module) if not f.endswith("$async"))
+    return _Lowered(str(module), providers, flags, plain, packed, calls, entry_points)
 
 
 _NOTES = ("provider", "variant", "refused")
@@ -262,7 +265,7 @@ def _compile(
         weights=archive,
         flags=lowered.flags,
         driver=target.driver,
-        entry_points=("step", "step_greedy"),
+        entry_points=lowered.entry_points,
         providers=lowered.providers,
         calls=lowered.calls,
         cpu=code.name if code else "",

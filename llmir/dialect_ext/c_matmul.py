@@ -15,7 +15,9 @@ CHUNK = 128  # tokens of a workgroup, at most
 _SCRATCH_ROWS = 16
 _PANEL_BYTES = 38  # for each column of a tile
 _FLOAT_PIECE_BYTES = 16 * (32 + 3) * 16 * 4
-_HAS_NORM, _HAS_BIAS, _HAS_RESIDUAL, _SILU_MUL, _BEST = 1, 2, 4, 8, 16
+_HAS_NORM, _HAS_BIAS, _HAS_RESIDUAL, _BEST = 1, 2, 4, 16
+_TOP_SHIFT = 8
+_GATED = {"": 0, "silu": 8, "gelu_tanh": 32}
 PLANES = {"int8": 1, "int12": 2, "int16": 2}
 """Bytes of an activation, of each precision of integers."""
 
@@ -23,7 +25,7 @@ PLANES = {"int8": 1, "int12": 2, "int16": 2}
 def matmul_plan(call: Call) -> Plan:
     """Of llm.packed_matmul."""
     y = TensorType((None, int(call.attrs["rows"])), "f32")
-    return _matmul(call, y, ("T",), _SILU_MUL * bool(call.attrs["silu_mul"]))
+    return _matmul(call, y, ("T",), _GATED[str(call.attrs["gated"])])
 
 
 def argmax_plan(call: Call) -> Plan:
@@ -44,6 +46,40 @@ def argmax_plan(call: Call) -> Plan:
         shapes=matmul.shapes,
         kernels=(*matmul.kernels, best),
         results=("ids",),
+    )
+
+
+def top_plan(call: Call) -> Plan:
+    """Of llm.packed_topk: the best of each share of the rows, then the best of those."""
+    k = int(call.attrs["k"])
+    parts = TensorType((None,), "f32")
+    lists, weights = TensorType((None, k), "f32"), TensorType((None,), "f32")
+    matmul = _matmul(call, parts, ("parts",), k << _TOP_SHIFT)
+    top = CKernel(
+        function="llmir_top",
+        reads=("y",),
+        writes=("values", "ids", "weights"),
+        arguments=("y", "values", "ids", "weights", "T", "count_n", "units", k, Id(0), Count(0)),
+        grid=("T",),
+    )
+    return Plan(
+        tensors={
+            **matmul.tensors,
+            "values": lists,
+            "ids": TensorType(lists.shape, "i32"),
+            "weights": weights,
+        },
+        dims={**matmul.dims, **dict.fromkeys(top.writes, ("T",))},
+        sizes=matmul.sizes,
+        shapes=f"""{matmul.shapes}
+    %list = arith.constant {k} : index
+    %lists = arith.muli %count_n, %list : index
+    %pairs_of_token = arith.addi %lists, %units : index
+    %two = arith.constant 2 : index
+    %of_token = arith.muli %pairs_of_token, %two : index
+    %parts = arith.muli %of_token, %T : index""",
+        kernels=(*matmul.kernels, top),
+        results=top.writes,
     )
 
 

@@ -2,13 +2,13 @@
 
     a[t, :] = x[t, :] / sqrt(mean(x[t, :]²) + eps) * norm        or x, where there is no norm
     y[t, n] = Σ_k a[t, k] * w[n, k] + bias[n] + residual[t, n]
-    silu_mul: w's rows are tiles of gate and up in turn, and
-              y[t, n] = silu(gate[t, n]) * up[t, n]
+    gated:  w's rows are tiles of gate and up in turn, and
+            y[t, n] = silu(gate[t, n]) * up[t, n]      or gelu_tanh, see gated_mul
 
 Shape legend: T tokens, N output features, K input features, B bytes.
 
 The pass pack-weights makes these ops of llm.quantized_matmul, llm.linear and their embeddings;
-fuse-matmul gives them norm, residual and silu_mul.  `weight` is what formats.packed makes.
+fuse-matmul gives them norm, residual and gated.  `weight` is what formats.packed makes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from llmir.dialect_ext.activations import activations_are_known, allowed
 from llmir.dialect_ext.argmax import Argmax
 from llmir.dialect_ext.base import Array, Attribute, Call, Lowering, Op, Operand
 from llmir.dialect_ext.c_kernels import PROVIDER, kernel_lowering, needs_kernels
-from llmir.dialect_ext.c_matmul import PLANES, argmax_plan, embedding_plan, matmul_plan
+from llmir.dialect_ext.c_matmul import PLANES, argmax_plan, embedding_plan, matmul_plan, top_plan
+from llmir.dialect_ext.gated_mul import GATES
+from llmir.dialect_ext.topk import Topk, k_fits, topk_types
 from llmir.dialect_ext.types import TensorType, is_static
 from llmir.errors import CompileError
 from llmir.formats import packed
@@ -49,6 +51,7 @@ class PackedMatmul(Op):
     """x f32[T, K], weight i8[B], norm f32[K]?, bias f32[N]?, residual f32[T, N]? → f32[T, N].
 
     format: of formats.packed.  activations: one of activations_of(format).  rows: N.
+    gated: one of GATES, or "".
     """
 
     name = "packed_matmul"
@@ -64,7 +67,7 @@ class PackedMatmul(Op):
         Attribute(name="format", kind=str),
         Attribute(name="activations", kind=str),
         Attribute(name="rows", kind=int),
-        Attribute(name="silu_mul", kind=bool, default=False),
+        Attribute(name="gated", kind=str, default=""),
         Attribute(name="eps", kind=float, default=0.0),
     )
 
@@ -72,9 +75,13 @@ class PackedMatmul(Op):
         self.expect(*activations_are_known(call))
         _check_format(self, call)
         x, weight = call.type_of("x"), call.type_of("weight")
-        rows, cols = int(call.attrs["rows"]), x.shape[1]
+        rows, cols, gated = int(call.attrs["rows"]), x.shape[1], call.attrs["gated"]
+        self.expect(
+            gated == "" or gated in GATES,
+            f"gated must be {', '.join(GATES)} or nothing, got {gated!r}",
+        )
         self.expect(is_static(cols), f"K must be static, got x {x}")
-        matrix_rows = rows * (2 if call.attrs["silu_mul"] else 1)
+        matrix_rows = rows * (2 if gated else 1)
         expected = packed.FORMATS[str(call.attrs["format"])].num_bytes(matrix_rows, cols)
         self.expect(
             weight.shape[0] == expected,
@@ -88,13 +95,11 @@ class PackedMatmul(Op):
                 f"operand {name!r} must have N = {rows}, got {found}",
             )
         self.expect(
-            not call.attrs["silu_mul"] or rows % packed.TILE_ROWS == 0,
-            f"silu_mul takes whole tiles of {packed.TILE_ROWS} rows in turn, got {rows} rows",
+            not gated or rows % packed.TILE_ROWS == 0,
+            f"gated takes whole tiles of {packed.TILE_ROWS} rows in turn, got {rows} rows",
         )
         fused = call.operand("bias") or call.operand("residual")
-        self.expect(
-            not call.attrs["silu_mul"] or fused is None, "silu_mul takes no bias and no residual"
-        )
+        self.expect(not gated or fused is None, "gated takes no bias and no residual")
 
     def result_types(self, call: Call) -> tuple[TensorType, ...]:
         return (TensorType((call.type_of("x").shape[0], int(call.attrs["rows"])), "f32"),)
@@ -110,7 +115,7 @@ class PackedMatmul(Op):
         format: str,
         activations: str,
         rows: int,
-        silu_mul: bool,
+        gated: str,
         eps: float,
     ) -> Array:
         """With the activations rounded as the kernels round them."""
@@ -119,14 +124,13 @@ class PackedMatmul(Op):
             mean = np.mean(a.astype(np.float64) ** 2, axis=1, keepdims=True)
             a = (a / np.sqrt(mean + eps) * norm).astype(np.float32)
         a = rounded(a, activations)
-        matrix_rows = rows * (2 if silu_mul else 1)
+        matrix_rows = rows * (2 if gated else 1)
         w = packed.unpack_matrix(format, weight.view(np.uint8), matrix_rows, x.shape[1])
         y = a.astype(np.float64) @ w.astype(np.float64).T
-        if silu_mul:
+        if gated:
             tiles = y.reshape(len(y), rows // packed.TILE_ROWS, 2, packed.TILE_ROWS)
             gate, up = (tiles[:, :, i].reshape(len(y), rows) for i in (0, 1))
-            with np.errstate(over="ignore"):
-                y = gate / (1 + np.exp(-gate)) * up
+            y = GATES[gated](gate) * up
         for added in (bias, residual):
             y = y if added is None else y + added
         return y.astype(np.float32)
@@ -145,7 +149,7 @@ class PackedArgmax(Op):
     name = "packed_argmax"
     from_torch = False
     operands = PackedMatmul.operands[:4]
-    attributes = tuple(a for a in PackedMatmul.attributes if a.name != "silu_mul")
+    attributes = tuple(a for a in PackedMatmul.attributes if a.name != "gated")
 
     def check(self, call: Call) -> None:
         self._as_matmul(call)
@@ -156,7 +160,7 @@ class PackedArgmax(Op):
     def reference(
         self, x: Array, weight: Array, norm: Array | None, bias: Array | None, **attrs: Any
     ) -> Array:
-        logits = PackedMatmul().reference(x, weight, norm, bias, None, silu_mul=False, **attrs)
+        logits = PackedMatmul().reference(x, weight, norm, bias, None, gated="", **attrs)
         return Argmax().reference(logits)
 
     @staticmethod
@@ -166,6 +170,35 @@ class PackedArgmax(Op):
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
         return (kernel_lowering(argmax_plan, _matmul_supports),)
+
+
+class PackedTopk(Op):
+    """llm.topk of y, of packed_matmul: x, weight, norm?, bias? → f32[T, k], i32[T, k], f32[T]."""
+
+    name = "packed_topk"
+    from_torch = False
+    num_results = 3
+    operands = PackedArgmax.operands
+    attributes = (*PackedArgmax.attributes, *Topk.attributes)
+
+    def check(self, call: Call) -> None:
+        matmul = {a.name: call.attrs[a.name] for a in PackedArgmax.attributes}
+        PackedMatmul().verify((*call.operands, None), matmul)
+        self.expect(*k_fits(int(call.attrs["k"]), int(call.attrs["rows"])))
+
+    def result_types(self, call: Call) -> tuple[TensorType, ...]:
+        return topk_types(call.type_of("x").shape[0], int(call.attrs["k"]))
+
+    def reference(
+        self, x: Array, weight: Array, norm: Array | None, bias: Array | None, **attrs: Any
+    ) -> tuple[Array, ...]:
+        k = attrs.pop("k")
+        logits = PackedMatmul().reference(x, weight, norm, bias, None, gated="", **attrs)
+        return Topk().reference(logits, k=k)
+
+    @property
+    def lowerings(self) -> tuple[Lowering, ...]:
+        return (kernel_lowering(top_plan, _matmul_supports),)
 
 
 class PackedEmbedding(Op):

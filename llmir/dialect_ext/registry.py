@@ -23,16 +23,19 @@ _OWN_OPS = (
     "argmax:Argmax",
     "embedding:Embedding",
     "embedding:QuantizedEmbedding",
+    "gated_mul:GeluMul",
+    "gated_mul:SiluMul",
     "linear:Linear",
     "packed_matmul:PackedArgmax",
     "packed_matmul:PackedEmbedding",
     "packed_matmul:PackedMatmul",
+    "packed_matmul:PackedTopk",
     "paged_attention:PagedAttention",
     "quantized_matmul:QuantizedMatmul",
     "rms_norm:RmsNorm",
     "rope:Rope",
     "rope_append:RopeAppend",
-    "silu_mul:SiluMul",
+    "topk:Topk",
 )
 
 

@@ -15,13 +15,13 @@ from llmir.engine.batch import build_batch
 from llmir.engine.detokenizer import Detokenizer
 from llmir.engine.outputs import RequestMetrics, RequestOutput
 from llmir.engine.prompt_rows import LogprobRows, PromptRows, token_logprobs
-from llmir.engine.sampler import SampleState, check_choices, sample
+from llmir.engine.sampler import SampleState, check_choices, sample, sample_top
 from llmir.engine.sampling_params import SamplingParams
 from llmir.engine.scheduler import Chunk, Scheduler, SchedulerConfig
 from llmir.engine.sequence import Sequence
 from llmir.engine.tokenizer import Tokenizer
 from llmir.errors import RequestError
-from llmir.runtime.base import F32, StepRunner
+from llmir.runtime.base import F32, StepBatch, StepRunner
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -97,12 +97,24 @@ class LLMEngine:
             return []
         batch = build_batch(schedule.chunks, self.limits)
         sampling = [chunk.seq for chunk in schedule.chunks if chunk.samples]
-        if _wants_no_logits(schedule.chunks):
-            tokens = check_choices(self.runner.step_greedy(batch).tolist())
+        tokens = self._sample_on_device(schedule.chunks, batch)
+        if tokens is not None:
             return self._postprocess(schedule.chunks, sampling, tokens, [None] * len(tokens))
         sampled_LV = self._split_rows(schedule.chunks, self.runner.step(batch))
         tokens = sample(sampled_LV, [seq.sampling for seq in sampling])
         return self._postprocess(schedule.chunks, sampling, tokens, list(sampled_LV))
+
+    def _sample_on_device(self, chunks: Seq[Chunk], batch: StepBatch) -> list[int] | None:
+        """Run the step and choose its tokens without whole rows of logits; None: nothing was run,
+        for somebody wants them."""
+        if any(chunk.seq.prompt_rows is not None for chunk in chunks):
+            return None
+        states = [chunk.seq.sampling for chunk in chunks if chunk.samples]
+        if all(state.is_argmax for state in states):
+            return check_choices(self.runner.step_greedy(batch).tolist())
+        if all(state.fits(self.runner.top_k, self.limits.vocab_size) for state in states):
+            return sample_top(self.runner.step_topk(batch), states)
+        return None
 
     def _split_rows(self, chunks: Seq[Chunk], logits_LV: F32) -> F32:
         """Give prompt rows to who wants them; returns the rows that are sampled from."""
@@ -352,11 +364,3 @@ class LLMEngine:
                 f"of {page_size} tokens, but the KV cache has room for {capacity // page_size}: "
                 "give the cache more memory"
             )
-
-
-def _wants_no_logits(chunks: Seq[Chunk]) -> bool:
-    """Whether the device may choose all of a step's tokens by itself."""
-    return all(
-        chunk.seq.prompt_rows is None and (not chunk.samples or chunk.seq.sampling.is_argmax)
-        for chunk in chunks
-    )

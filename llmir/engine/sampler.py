@@ -1,6 +1,6 @@
 """From logits to tokens.
 
-Shape legend: L rows, V vocabulary, C candidates.
+Shape legend: L rows, V vocabulary, C candidates, k largest logits of a row.
 
 Each row is worked on alone, in one order of operations, so that a sequence's tokens
 do not depend on what else is in the batch.  Only plain greedy rows, where nothing
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from llmir.engine.sampling_params import SamplingParams
 from llmir.errors import DeviceError
-from llmir.runtime.base import F32
+from llmir.runtime.base import F32, TopLogits
 
 MIN_TEMPERATURE = 1e-20
 """Below this a float32 quotient is 0 or infinite anyway."""
@@ -51,6 +51,17 @@ class SampleState:
         """Whether the token is the likeliest, and nothing else is asked of the logits."""
         return self.params.greedy and self.keeps_logits and self.params.logprobs is None
 
+    def fits(self, top_k: int, vocab_size: int) -> bool:
+        """Whether the `top_k` largest logits hold all that the choice depends on.
+
+        A request's own top_k that cuts nothing off leaves the candidates in another order.
+        """
+        params = self.params
+        if not self.keeps_logits or params.logprobs is not None or top_k == 0:
+            return False
+        cuts = 0 < params.top_k <= top_k and params.top_k < vocab_size
+        return params.greedy or (cuts and params.min_p == 0.0)
+
 
 def check_choices(tokens: Sequence[int]) -> list[int]:
     """Tokens that a device chose.  Raises DeviceError as `sample`, where one is -1."""
@@ -83,6 +94,20 @@ def sample(logits_LV: F32, states: Sequence[SampleState]) -> list[int]:
         if not state.params.greedy:
             token = draw(row_V, state.params, state.rng.random())
         tokens.append(int(token))
+    return tokens
+
+
+def sample_top(top: TopLogits, states: Sequence[SampleState]) -> list[int]:
+    """The next token of each row, the same as `sample` gives of all logits.
+
+    Every state `fits`.  Raises DeviceError as `sample`.
+    """
+    best = check_choices(top.token_ids[:, 0].tolist())
+    tokens = []
+    for values_k, ids_k, token, state in zip(top.values, top.token_ids, best, states, strict=True):
+        if not state.params.greedy:
+            token = int(ids_k[draw(values_k, state.params, state.rng.random())])
+        tokens.append(token)
     return tokens
 
 

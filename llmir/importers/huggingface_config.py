@@ -58,6 +58,9 @@ _FAMILIES = {
     ),
 }
 
+_ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_pytorch_tanh"}
+"""hidden_act in config.json and of a ModelSpec."""
+
 
 def read_config(config: Fields, name: str) -> ModelSpec:
     """The spec that config.json describes.
@@ -69,9 +72,10 @@ def read_config(config: Fields, name: str) -> ModelSpec:
     family = _FAMILIES[kind]
     _refuse_quantized(config)
     activation = config.text("hidden_act", "silu")
-    if activation not in ("silu", "swish"):
+    if activation not in _ACTIVATIONS:
         raise UnsupportedModelError(
-            f"{config.where}: hidden_act {activation!r} is not supported; known: silu"
+            f"{config.where}: hidden_act {activation!r} is not supported; "
+            f"known: {', '.join(_ACTIVATIONS)}"
         )
     num_layers = config.size("num_hidden_layers", at_most=_MAX_LAYERS)
     max_len = config.size("max_position_embeddings", family.max_position_embeddings)
@@ -98,7 +102,7 @@ def read_config(config: Fields, name: str) -> ModelSpec:
         output_bias=has_attention_bias,
         mlp_bias=kind == "llama" and config.flag("mlp_bias", False),
         qk_norm=kind == "qwen3",
-        hidden_act="silu",
+        hidden_act=_ACTIVATIONS[activation],
     )
 
 

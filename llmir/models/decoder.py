@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from llmir.config import ModelSpec
-from llmir.models.layers import Matrix, MatrixForm, RmsNorm, parameter
+from llmir.models.layers import Matrix, MatrixForm, RmsNorm, gate_of, parameter
 
 ops = torch.ops.llm
 FormOf = Callable[[str], MatrixForm]
@@ -108,18 +108,19 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """SwiGLU feed-forward (Shazeer, 2020)."""
+    """SwiGLU or GEGLU feed-forward (Shazeer, 2020)."""
 
     def __init__(self, spec: ModelSpec, layer: int, form_of: FormOf) -> None:
         super().__init__()
         prefix = f"model.layers.{layer}.mlp"
         hidden, inner, bias = spec.hidden_size, spec.intermediate_size, spec.mlp_bias
+        self.gate = gate_of(spec.hidden_act)
         self.gate_proj = Matrix(inner, hidden, form_of(f"{prefix}.gate_proj.weight"), bias)
         self.up_proj = Matrix(inner, hidden, form_of(f"{prefix}.up_proj.weight"), bias)
         self.down_proj = Matrix(hidden, inner, form_of(f"{prefix}.down_proj.weight"), bias)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(ops.silu_mul(self.gate_proj(x_TD), self.up_proj(x_TD)))
+        return self.down_proj(self.gate(self.gate_proj(x_TD), self.up_proj(x_TD)))
 
 
 class DecoderLayer(nn.Module):

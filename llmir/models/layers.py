@@ -10,11 +10,13 @@ never pass through torch.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from llmir.errors import UnsupportedModelError
 from llmir.formats.base import QuantLayout
 
 _FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
@@ -107,3 +109,16 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.rms_norm(x, self.weight, self.eps)
+
+
+def gate_of(hidden_act: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The op that a config's activation makes of gate and up, each f32[T, F].
+
+    Raises UnsupportedModelError for an activation that has none.
+    """
+    known = {"silu": ops.silu_mul, "gelu_pytorch_tanh": ops.gelu_mul}
+    if hidden_act not in known:
+        raise UnsupportedModelError(
+            f"hidden_act {hidden_act!r} is not supported; known: {', '.join(known)}"
+        )
+    return known[hidden_act]

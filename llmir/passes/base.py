@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from importlib import import_module
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from iree.compiler import ir
 
@@ -20,6 +20,7 @@ _PASSES = {
     "raise-torch-llm": "raise_torch_llm:RaiseTorchLlm",
     "torch-to-iree": "torch_to_iree:TorchToIree",
     "add-greedy-entry": "add_greedy_entry:AddGreedyEntry",
+    "add-topk-entry": "add_topk_entry:AddTopkEntry",
     "cse-llm": "cse_llm:CseLlm",
     "dce-llm": "dce_llm:DceLlm",
     "pack-weights": "pack_weights:PackWeights",
@@ -57,11 +58,21 @@ def get_pass(text: str) -> Pass:
         raise UnknownNameError("pass", name, _PASSES)
     module, cls = _PASSES[name].split(":")
     pass_class = getattr(import_module(f"llmir.passes.{module}"), cls)
-    given = dict(item.split("=", 1) for item in rest.rstrip("}").split(",") if "=" in item)
+    pairs = [item.split("=", 1) for item in rest.rstrip("}").split(",") if "=" in item]
+    given: dict[str, Any] = dict(pairs)
     known = {f.name: f for f in dataclasses.fields(pass_class)}
-    for option in given:
+    for option, value in given.items():
         if option not in known:
             raise OptionError(f"pass {name} has no option {option!r}; it has: {', '.join(known)}")
+        if known[option].type == "int":
+            given[option] = _int(f"option {option} of pass {name}", str(value))
     made = pass_class(**given)
     assert isinstance(made, Pass)
     return made
+
+
+def _int(what: str, text: str) -> int:
+    try:
+        return int(text)
+    except ValueError as error:
+        raise OptionError(f"{what} must be an integer, got {text!r}") from error

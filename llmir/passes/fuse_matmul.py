@@ -1,9 +1,9 @@
 """fuse-matmul: what stands around a packed matmul becomes part of it.
 
     packed_matmul(rms_norm(x, w))                  →  packed_matmul(x, norm = w)
-    silu_mul(packed_matmul(x), packed_matmul(x))   →  packed_matmul(x) {silu_mul}, tiles in turn
+    silu_mul(packed_matmul(x), packed_matmul(x))   →  packed_matmul(x) {gated}; so gelu_mul
     add(r, packed_matmul(x))                       →  packed_matmul(x, residual = r)
-    argmax(packed_matmul(x))                       →  packed_argmax(x)
+    argmax(packed_matmul(x))                       →  packed_argmax(x); so topk
 
 The kernel then reads x once and writes y once.  Results differ by rounding at most.  An
 rms_norm that several matmuls take in is computed by each of them.  An op that somebody else's
@@ -18,6 +18,7 @@ from typing import ClassVar
 from iree.compiler import ir
 
 from llmir.dialect_ext.c_kernels import PROVIDER
+from llmir.dialect_ext.gated_mul import GatedMul
 from llmir.dialect_ext.registry import get_op
 from llmir.passes.base import Pass
 from llmir.passes.ir import (
@@ -41,7 +42,7 @@ class FuseMatmul(Pass):
 
     def run(self, module: ir.Module) -> None:
         with module.context, ir.Location.unknown():
-            for fuse in (_take_norm, _pair_for_silu_mul, _take_residual, _choose_best):
+            for fuse in (_take_norm, _pair_for_gate, _take_residual, _choose_best):
                 for operation in llm_ops(module):
                     fuse(module, operation)
 
@@ -62,8 +63,9 @@ def _take_norm(module: ir.Module, operation: ir.Operation) -> None:
     create_like(matmul, values, {**matmul.attrs, "eps": norm.attrs["eps"]})
 
 
-def _pair_for_silu_mul(module: ir.Module, operation: ir.Operation) -> None:
-    if operation.name != "llm.silu_mul" or not _is_ours(operation):
+def _pair_for_gate(module: ir.Module, operation: ir.Operation) -> None:
+    op = get_op(operation.name.removeprefix("llm."))
+    if not isinstance(op, GatedMul) or not _is_ours(operation):
         return
     values = operands_of(operation)
     gate, up = (Matched.of_value(values[name], "packed_matmul") for name in ("gate", "up"))
@@ -82,7 +84,7 @@ def _pair_for_silu_mul(module: ir.Module, operation: ir.Operation) -> None:
     made = create_like(
         gate,
         {**gate.values, "weight": weight},
-        {**gate.attrs, "silu_mul": True},
+        {**gate.attrs, "gated": op.activation},
         at=operation,
         replace=False,
     )
@@ -98,7 +100,7 @@ def _take_residual(module: ir.Module, operation: ir.Operation) -> None:
     values = operands_of(operation)
     for name, other in (("a", "b"), ("b", "a")):
         matmul = Matched.of_value(values[name], "packed_matmul")
-        if matmul is None or not has_one_use(values[name]) or matmul.attrs["silu_mul"]:
+        if matmul is None or not has_one_use(values[name]) or matmul.attrs["gated"]:
             continue
         if matmul.values["residual"] is not None:
             continue
@@ -116,23 +118,26 @@ def _take_residual(module: ir.Module, operation: ir.Operation) -> None:
 
 
 def _choose_best(module: ir.Module, operation: ir.Operation) -> None:
-    if operation.name != "llm.argmax" or not _is_ours(operation):
+    name = operation.name.removeprefix("llm.")
+    if name not in ("argmax", "topk") or not _is_ours(operation):
         return
     logits = operands_of(operation)["x"]
     matmul = Matched.of_value(logits, "packed_matmul")
     if matmul is None or not has_one_use(logits):
         return
-    if matmul.attrs["silu_mul"] or matmul.values["residual"] is not None:
+    if matmul.attrs["gated"] or matmul.values["residual"] is not None:
         return
-    op = get_op("packed_argmax")
+    op = get_op(f"packed_{name}")
+    attrs = {**matmul.attrs, **call_of(operation).attrs}
     with ir.InsertionPoint(operation):
         made = create_llm_op(
             op,
             [matmul.values[o.name] for o in op.operands],
-            {a.name: matmul.attrs[a.name] for a in op.attributes},
+            {a.name: attrs[a.name] for a in op.attributes},
         )
     made.attributes["llm.provider"] = matmul.operation.attributes["llm.provider"]
-    operation.results[0].replace_all_uses_with(made.results[0])
+    for old, new in zip(operation.results, made.results, strict=True):
+        old.replace_all_uses_with(new)
     operation.erase()
     matmul.operation.erase()
 

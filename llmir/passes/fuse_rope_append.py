@@ -145,12 +145,12 @@ def _ropes_of(value: ir.Value) -> list[ir.Operation]:
 
 
 def _can_join(matmul: Matched, other: Matched) -> bool:
-    keys = ("format", "activations", "silu_mul", "eps")
+    keys = ("format", "activations", "gated", "eps")
     return (
         all(matmul.attrs[key] == other.attrs[key] for key in keys)
         and all(matmul.values[n] == other.values[n] for n in ("x", "norm", "residual"))
         and (matmul.values["bias"] is None) == (other.values["bias"] is None)
-        and not matmul.attrs["silu_mul"]
+        and not matmul.attrs["gated"]
         and int(matmul.attrs["rows"]) % 16 == 0
     )
 

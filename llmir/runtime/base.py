@@ -68,11 +68,30 @@ class StepBatch:
     logit_rows: I32
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopLogits:
+    """Of each row of logits the k largest, and what all of the row weighs beside the largest.
+
+    values     [L,k]  the largest logits, falling; NaN where a row's largest is not finite
+    token_ids  [L,k]  whose they are, the lower first among equals; -1 there
+    weights    [L]    Σ_v e^(logits[l, v] - values[l, 0]): of every token, not of these; NaN there
+    """
+
+    values: F32
+    token_ids: I32
+    weights: F32
+
+
 class StepRunner(Protocol):
     """Runs steps on a device that holds the weights and the KV pools."""
 
     @property
     def limits(self) -> StepLimits: ...
+
+    @property
+    def top_k(self) -> int:
+        """How many of the largest logits `step_topk` gives; 0: there is no `step_topk`."""
+        ...
 
     def step(self, batch: StepBatch) -> F32:
         """Run one ragged batch; writes its K and V into the pools.
@@ -87,6 +106,14 @@ class StepRunner(Protocol):
 
         Returns int32 [L]: the lowest of the tokens whose logit is the largest; -1 where that
         is not finite.  The logits are neither written nor moved.
+        Raises DeviceError when the device fails.
+        """
+        ...
+
+    def step_topk(self, batch: StepBatch) -> TopLogits:
+        """Run one ragged batch as `step` does, and give the `top_k` largest logits of each row.
+
+        The rest of the logits is neither written nor moved.
         Raises DeviceError when the device fails.
         """
         ...

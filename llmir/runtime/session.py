@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmir.artifact import Artifact, KvLayout, ModuleEntry
+from llmir.config import TOP_K
 from llmir.cpu_levels import level_within, rank
 from llmir.errors import ArtifactTargetError, DeviceError, OptionError
 from llmir.host import available_bytes, missing_here
-from llmir.runtime.base import F32, I32, StepBatch, StepLimits
+from llmir.runtime.base import F32, I32, StepBatch, StepLimits, TopLogits
 from llmir.runtime.devices import IREE_ERRORS, devices_of, open_device, positive
 from llmir.runtime.transfer import ELEMENT_TYPES, to_device, to_host
 from llmir.targets import kind_of_device
@@ -77,6 +78,11 @@ class Session:
         return self._limits
 
     @property
+    def top_k(self) -> int:
+        """See StepRunner.top_k."""
+        return min(TOP_K, self._limits.vocab_size) if "step_topk" in self._functions else 0
+
+    @property
     def kv_bytes(self) -> int:
         """Bytes of all KV pools."""
         kv = self.artifact.manifest.kv
@@ -98,7 +104,8 @@ class Session:
 
     def step(self, batch: StepBatch) -> F32:
         """See StepRunner.step."""
-        return self._invoke(self._functions["step"], batch, np.float32)
+        (logits,) = self._invoke(self._functions["step"], batch, np.float32)
+        return logits
 
     def step_greedy(self, batch: StepBatch) -> I32:
         """See StepRunner.step_greedy."""
@@ -107,11 +114,19 @@ class Session:
             best = logits.argmax(axis=1)
             finite = np.isfinite(logits[np.arange(len(best)), best])
             return np.where(finite, best, -1).astype(np.int32)
-        return self._invoke(self._functions["step_greedy"], batch, np.int32)
+        (token_ids,) = self._invoke(self._functions["step_greedy"], batch, np.int32)
+        return token_ids
+
+    def step_topk(self, batch: StepBatch) -> TopLogits:
+        """See StepRunner.step_topk."""
+        types = (np.float32, np.int32, np.float32)
+        values, token_ids, weights = self._invoke(self._functions["step_topk"], batch, *types)
+        return TopLogits(values=values, token_ids=token_ids, weights=weights)
 
     def _invoke(
-        self, function: rt.VmFunction, batch: StepBatch, dtype: type[np.generic]
-    ) -> NDArray[Any]:
+        self, function: rt.VmFunction, batch: StepBatch, *dtypes: type[np.generic]
+    ) -> list[NDArray[Any]]:
+        """What a step returns, of these types and L rows each."""
         wanted = len(batch.logit_rows)
         # The module computes at least one row; nobody sees it if none was wanted.
         rows = batch.logit_rows if wanted else np.zeros(1, np.int32)
@@ -129,15 +144,18 @@ class Session:
             arguments.push_ref(to_device(self.device, np.asarray(array, np.int32)))
         for pool in self._kv:
             arguments.push_ref(pool)
-        results = rt.VmVariantList(1)
+        results = rt.VmVariantList(len(dtypes))
         try:
             self._context.invoke(function, arguments, results)
-            found = to_host(self.device, results.get_as_object(0, rt.HalBufferView), dtype)
+            found = [
+                to_host(self.device, results.get_as_object(i, rt.HalBufferView), dtype)
+                for i, dtype in enumerate(dtypes)
+            ]
         except IREE_ERRORS as error:
             raise DeviceError(
                 f"a step of {len(batch.token_ids)} tokens failed on {self.module.target}: {error}"
             ) from error
-        return found[:wanted]
+        return [array[:wanted] for array in found]
 
 
 def choose_module(artifact: Artifact, device: str | None) -> ModuleEntry:

@@ -4,9 +4,13 @@
 //   y[t, n]  = Σ_k a[t, k] w[n, k] + bias[n] + residual[t, n]     (multiply.h, multiply_float.h)
 //   silu:      rows of the weight are tiles of gate and up in turn;
 //              y[t, n] = gate / (1 + e^-gate) * up
+//   gelu:      the same with e^-(gate (a + b gate²)), which is GELU by tanh
 //   best:      y is f32[count_n, T, 2]: of each share of the rows, the largest y[t, n] and, as an
 //              i32, the lowest n that has it; -1 where one is NaN or infinite.  llmir_best
 //              makes i32[T] of it
+//   k > 0:     y is f32[count_n, T, 2 k], of each share of the rows the k largest y[t, n] and
+//              their n as i32, and after that f32[units, T, 2], weights (topk.h); llmir_top
+//              makes f32[T, k], i32[T, k] and f32[T] of it
 //
 // Integer activations: Σ over a block of 32 columns is of integers, exact, and that over the
 // blocks of float32, one fused multiply-add after the other in their order.  Float ones: float32
@@ -16,20 +20,22 @@
 // ABI: pointers with an offset in elements, then sizes.
 //   x f32[T, K]  norm f32[K]  w u8[…] (blocks.h)  bias f32[N]  residual f32[T, N]
 //   → y f32[T, N]  scratch u8[workgroups, chunk_bytes]
-//   flags: which of the optional ones are there; an absent pointer is any valid one
+//   flags: which of the optional ones are there, and k << 8; an absent pointer is any valid one
 // Workgroup (id_n, id_m) of (count_n, count_m): an even share of the tiles, or pairs of tiles
-// for silu, and of the tokens, at most CHUNK of them.
+// where there is a gate, and of the tokens, at most CHUNK of them.
 // Owns: its block of y, and its scratch.
 #include "activations.h"
 #include "blocks.h"
 #include "matmul_amx.h"
 #include "multiply.h"
 #include "multiply_float.h"
+#include "topk.h"
 
 #define CHUNK 128
 #define SCRATCH_ROWS 16  // a chunk's rows in scratch are a multiple of it
 
-enum { HAS_NORM = 1, HAS_BIAS = 2, HAS_RESIDUAL = 4, SILU_MUL = 8, BEST = 16 };
+enum { HAS_NORM = 1, HAS_BIAS = 2, HAS_RESIDUAL = 4, SILU = 8, BEST = 16, GELU = 32 };
+#define TOP_SHIFT 8
 
 // The largest of each of sixteen columns, the column of lane 0 there, and what is not finite.
 typedef struct {
@@ -43,18 +49,32 @@ typedef struct {
   size_t n;                      // columns of y
   size_t first_row;              // of the chunk
   Best *best;                    // of the rows of the chunk, instead of y; else NULL
+  size_t k;                      // how many of the largest, instead of y; else 0
+  float *top, *weights;          // of the rows of the chunk
+  size_t weights_stride;         // from one tile's to the next
 } Output;
+
+// Sixteen columns with their bias; -inf beyond the last.
+INLINE f32x16 whole_tile(const Output *out, size_t column, f32x16 value) {
+  if (column + LANES <= out->n) return out->bias ? value + load(out->bias + column) : value;
+  for (size_t i = 0; i < LANES; i++) {
+    if (column + i >= out->n) value[i] = -__builtin_inff();
+    else if (out->bias) value[i] += out->bias[column + i];
+  }
+  return value;
+}
+
+INLINE void take_top(const Output *out, size_t row, size_t column, f32x16 value) {
+  float *values = out->top + row * 2 * out->k;
+  const size_t lanes = column + LANES <= out->n ? LANES : out->n - column;
+  value = whole_tile(out, column, value);
+  insert_lanes(values, (int32_t *)(values + out->k), out->k, value, lanes, column);
+  weigh_lanes(value, out->weights + column / LANES * out->weights_stride + row * 2);
+}
 
 INLINE void take_best(const Output *out, size_t row, size_t column, f32x16 value) {
   Best *best = out->best + row;
-  if (column + LANES <= out->n) {
-    if (out->bias) value += load(out->bias + column);
-  } else {
-    for (size_t i = 0; i < LANES; i++) {
-      if (column + i >= out->n) value[i] = -__builtin_inff();
-      else if (out->bias) value[i] += out->bias[column + i];
-    }
-  }
+  value = whole_tile(out, column, value);
   const i32x16 more = value > best->most;
   best->most = more ? value : best->most;
   best->column = more ? splat_i32((int32_t)column) : best->column;
@@ -79,6 +99,10 @@ INLINE void write_best(const Best *best, float *y) {
 INLINE void store_row(const Output *out, size_t row, size_t column, f32x16 value) {
   if (out->best) {
     take_best(out, row, column, value);
+    return;
+  }
+  if (out->k) {
+    take_top(out, row, column, value);
     return;
   }
   size_t at = (out->first_row + row) * out->n + column;
@@ -205,9 +229,19 @@ INLINE void prepare_rows(const Matmul *call, int format, int precision, size_t f
   }
 }
 
+// x * sigmoid(x), or by GELU x * sigmoid(a x + b x³): a = 2 √(2/π), b = 0.044715 a.
+INLINE f32x16 through_gate(size_t flags, f32x16 x) {
+  f32x16 of = x;
+  if (flags & GELU) {
+    x = x < splat(-16) ? splat(-16) : x;  // from there on 0; exp16 ends at e^88
+    of = x * fma16(x * x, splat(0.0713548163f), splat(1.5957691216f));
+  }
+  return x / (splat(1) + exp16(-of));
+}
+
 NOINLINE void matmul(const Matmul *call, int format, int precision) {
   const size_t tokens = call->tokens, k = call->k, flags = call->flags;
-  const int silu = (flags & SILU_MUL) != 0, parts = silu ? 2 : 1;
+  const int gated = (flags & (SILU | GELU)) != 0, parts = gated ? 2 : 1;
   const size_t first = tokens * call->id_m / call->count_m;
   const size_t rows = tokens * (call->id_m + 1) / call->count_m - first;
   const size_t stride = row_bytes(k, precision);
@@ -220,7 +254,15 @@ NOINLINE void matmul(const Matmul *call, int format, int precision) {
   if (flags & BEST)
     for (size_t row = 0; row < rows; row++)
       best[row] = (Best){splat(-__builtin_inff()), splat_i32(0), splat_i32(0)};
+  const size_t units = (call->n + LANES - 1) / LANES, top = flags >> TOP_SHIFT;
+  float *lists = call->y + (call->id_n * tokens + first) * 2 * top;
+  for (size_t row = 0; row < (top ? rows : 0); row++)
+    begin_top(lists + row * 2 * top, (int32_t *)(lists + (row * 2 + 1) * top), top);
   const Output out = {
+      .k = top,
+      .top = lists,
+      .weights = call->y + (call->count_n * tokens * top + first) * 2,
+      .weights_stride = tokens * 2,
       .best = flags & BEST ? best : NULL,
       .bias = flags & HAS_BIAS ? call->bias : NULL,
       .residual = flags & HAS_RESIDUAL ? call->residual : NULL,
@@ -238,7 +280,6 @@ NOINLINE void matmul(const Matmul *call, int format, int precision) {
       .memory = acts + most * stride,
   };
   const int with_tiles = begin_tiles(&chunk, most);
-  const size_t units = (call->n + LANES - 1) / LANES;
   const size_t unit_bytes = (size_t)parts * tile_bytes(format, k);
   const size_t end = units * (call->id_n + 1) / call->count_n;
   float sums[2 * CHUNK * LANES] __attribute__((aligned(64)));
@@ -246,7 +287,7 @@ NOINLINE void matmul(const Matmul *call, int format, int precision) {
     multiply_unit(&chunk, call->w + unit * unit_bytes, parts, sums);
     for (size_t row = 0; row < rows; row++) {
       f32x16 value = load(sums + row * LANES);
-      if (silu) value = value / (splat(1) + exp16(-value)) * load(sums + (CHUNK + row) * LANES);
+      if (gated) value = through_gate(flags, value) * load(sums + (CHUNK + row) * LANES);
       store_row(&out, row, unit * LANES, value);
     }
   }
@@ -272,6 +313,36 @@ void llmir_best(const float *parts, size_t parts_at, int32_t *ids, size_t ids_at
       }
     }
     ids[ids_at + t] = bad ? -1 : best;
+  }
+}
+
+// Of all shares' lists, the k largest: values[t, :], falling, ids[t, :], and weights[t] =
+// Σ_n e^(y[t, n] - values[t, 0]).  NaN, and -1, where the largest is NaN or infinite.
+// Workgroup id of count: of the tokens.
+void llmir_top(const float *parts, size_t parts_at, float *values, size_t values_at, int32_t *ids,
+               size_t ids_at, float *weights, size_t weights_at, size_t tokens, size_t shares,
+               size_t units, size_t k, size_t id, size_t count) {
+  parts += parts_at;
+  for (size_t t = tokens * id / count; t < tokens * (id + 1) / count; t++) {
+    float *best = values + values_at + t * k;
+    int32_t *columns = ids + ids_at + t * k;
+    begin_top(best, columns, k);
+    for (size_t share = 0; share < shares; share++) {
+      const float *list = parts + (share * tokens + t) * 2 * k;
+      const int32_t *list_columns = (const int32_t *)(list + k);
+      for (size_t i = 0; i < k; i++)
+        if (!insert_top(best, columns, k, list[i], list_columns[i])) break;
+    }
+    const float *of_row = parts + (shares * tokens * k + t) * 2;
+    float weight = sum_weights(of_row, tokens * 2, units, best[0]);
+    if (!(best[0] > LOWEST && best[0] < -LOWEST) || weight != weight) {
+      weight = __builtin_nanf("");
+      for (size_t i = 0; i < k; i++) {
+        best[i] = weight;
+        columns[i] = -1;
+      }
+    }
+    weights[weights_at + t] = weight;
   }
 }
 

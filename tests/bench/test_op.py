@@ -147,7 +147,7 @@ def matmul(count: int) -> StepCall:
         label="down",
         provider="cpu_c",
         variant="",
-        attrs={"format": "q8_0", "activations": "int8", "rows": 64, "silu_mul": False, "eps": 0.0},
+        attrs={"format": "q8_0", "activations": "int8", "rows": 64, "gated": "", "eps": 0.0},
         operands=(
             CallOperand(name="x", kind="activations", dtype="f32", dims=("T", "96")),
             CallOperand(name="weight", kind="parameter", dtype="i8", dims=("6528",)),

@@ -19,6 +19,7 @@ from dialect_ext.ragged import Heads, Ragged
 from llmir import formats
 from llmir.dialect_ext import kv_formats
 from llmir.dialect_ext.base import AttrValue
+from llmir.dialect_ext.gated_mul import GATES
 from llmir.dialect_ext.kv_formats import kv_type
 from llmir.dialect_ext.packed_matmul import LARGEST_INT, rounded
 from llmir.dialect_ext.registry import get_op
@@ -61,7 +62,7 @@ class MatmulShape:
     norm: bool = False
     bias: bool = False
     residual: bool = False
-    silu: bool = False
+    gated: str = ""
     seed: int = 0
 
 
@@ -88,10 +89,17 @@ def packed_weight(rng: np.random.Generator, format_name: str, rows: int, cols: i
 
 def packed_floats(rng: np.random.Generator, format_name: str, rows: int, cols: int) -> Array:
     """A packed matrix of normal numbers."""
-    values = rng.standard_normal((rows, cols), np.float32)
+    return pack_floats(format_name, rng.standard_normal((rows, cols), np.float32))
+
+
+def pack_floats(format_name: str, values: Array) -> Array:
     stored = to_bf16(values) if format_name == "bf16" else values.astype(f"f{_ITEM[format_name]}")
-    shape, form = (rows, cols), formats.get(format_name)
-    weight = formats.Weight(name="w", shape=shape, format=form, raw=stored.reshape(-1).view("u1"))
+    weight = formats.Weight(
+        name="w",
+        shape=tuple(values.shape),
+        format=formats.get(format_name),
+        raw=stored.reshape(-1).view("u1"),
+    )
     return packed.pack_matrix(format_name, weight).reshape(-1).view(np.int8)
 
 
@@ -101,7 +109,7 @@ _ITEM = {"f32": 4, "f16": 2}
 def matmul(format_name: str, activations: str, shape: MatmulShape) -> Case:
     """llm.packed_matmul; rows of x differ in size, and one is zeros."""
     rng = np.random.default_rng(shape.seed)
-    matrix_rows = shape.N * (2 if shape.silu else 1)
+    matrix_rows = shape.N * (2 if shape.gated else 1)
     weight = packed_weight(rng, format_name, matrix_rows, shape.K)
     x = np.ldexp(f32(rng, shape.T, shape.K), rng.integers(-6, 7, (shape.T, 1), np.int32))
     x[shape.T // 2 : shape.T // 2 + 1] = 0
@@ -120,7 +128,7 @@ def matmul(format_name: str, activations: str, shape: MatmulShape) -> Case:
         "format": format_name,
         "activations": activations,
         "rows": shape.N,
-        "silu_mul": shape.silu,
+        "gated": shape.gated,
         "eps": 1e-5,
     }
     made = lowered("packed_matmul", types, **attrs)
@@ -137,10 +145,29 @@ def matmul(format_name: str, activations: str, shape: MatmulShape) -> Case:
     return Case(made, operands, check)
 
 
+def gate(gated: str) -> Case:
+    """llm.packed_matmul whose gate is each of many numbers, also very large ones, and up is 1."""
+    sizes = np.concatenate([[0], np.geomspace(1e-30, 1e30, 200), np.linspace(0.1, 20, 200)])
+    x = np.zeros((2 * len(sizes), packed.BLOCK), np.float32)
+    x[:, 0], x[:, 1] = [*sizes, *-sizes], 1
+    both = np.zeros((32, packed.BLOCK), np.float32)
+    both[:16, 0] = both[16:, 1] = 1
+    weight = pack_floats("f32", both)
+    types = [TensorType((None, packed.BLOCK), "f32"), TensorType(tuple(weight.shape), "i8")]
+    attrs = {"format": "f32", "activations": "f32", "rows": 16, "gated": gated}
+    made = lowered("packed_matmul", [*types, None, None, None], **attrs)
+
+    def check(results: list[Array]) -> None:
+        expected = np.repeat(GATES[gated](x[:, :1].astype(np.float64)), 16, axis=1)
+        np.testing.assert_allclose(results[0], expected, rtol=2e-6, atol=1e-7)
+
+    return Case(made, [x, weight, None, None, None], check)
+
+
 def best(
-    format_name: str, activations: str, shape: MatmulShape, special: Array | None
+    format_name: str, activations: str, shape: MatmulShape, special: Array | None, k: int = 0
 ) -> tuple[Case, Case]:
-    """llm.packed_matmul, and llm.packed_argmax of the same operands.
+    """llm.packed_matmul, and llm.packed_argmax of the same operands, or llm.packed_topk of k.
 
     special: what stands in the bias, from its middle on
     """
@@ -151,8 +178,11 @@ def best(
         at = min(shape.N // 2, shape.N - len(special))
         bias[at : at + len(special)] = special
     assert isinstance(logits.lowered, Lowered)
-    attrs = {k: v for k, v in logits.lowered.attrs.items() if k != "silu_mul"}
-    made = lowered("packed_argmax", logits.lowered.types[:4], **attrs)
+    attrs = {k: v for k, v in logits.lowered.attrs.items() if k != "gated"}
+    if k:
+        attrs["k"] = k
+    name = "packed_topk" if k else "packed_argmax"
+    made = lowered(name, logits.lowered.types[:4], **attrs)
     return logits, Case(made, [x, weight, norm, bias], lambda results: None)
 
 
@@ -186,7 +216,7 @@ def matmul_slack(operands: Sequence[Array | None], attrs: Mapping[str, Any]) -> 
         step = np.where(undecided, scale, 0).reshape(a.shape)
     else:
         step = np.zeros_like(a)
-    matrix_rows = attrs["rows"] * (2 if attrs["silu_mul"] else 1)
+    matrix_rows = attrs["rows"] * (2 if attrs["gated"] else 1)
     w = packed.unpack_matrix(
         attrs["format"], weight.view(np.uint8), matrix_rows, a.shape[1]
     ).astype(np.float64)
@@ -198,14 +228,14 @@ def matmul_slack(operands: Sequence[Array | None], attrs: Mapping[str, Any]) -> 
     if attrs["activations"] in ("f32", "bf16"):
         longest += a.shape[1] if attrs["format"] == "bf16" else packed.BLOCK
     sums = a @ largest.T * (1e-7 * longest) + step @ np.abs(w).T
-    if not attrs["silu_mul"]:
+    if not attrs["gated"]:
         return sums + 1e-6
     y = rounded(x, attrs["activations"]).astype(np.float64) @ w.T
     gate, up = halves(y)
     d_gate, d_up = halves(sums)
-    with np.errstate(over="ignore"):
-        silu = np.abs(gate) / (1 + np.exp(-gate))
-    return 1.1 * d_gate * (np.abs(up) + d_up) + silu * d_up + 1e-6 * (silu * np.abs(up) + 1)
+    gated = np.abs(GATES[attrs["gated"]](gate))
+    # No gate is steeper than 1.13.
+    return 1.13 * d_gate * (np.abs(up) + d_up) + gated * d_up + 1e-6 * (gated * np.abs(up) + 1)
 
 
 def halves(both: Array) -> tuple[Array, Array]:

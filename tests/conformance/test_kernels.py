@@ -27,6 +27,7 @@ from plugins.kernels import kernels, levels_here
 
 from llmir.cpu_levels import LEVELS, IsaLevel, object_path
 from llmir.dialect_ext.c_matmul import CHUNK
+from llmir.dialect_ext.gated_mul import GATES
 from llmir.dialect_ext.packed_matmul import activations_of
 from llmir.dialect_ext.registry import get_op
 from llmir.formats import packed
@@ -43,8 +44,8 @@ ROWS = {f"llmir_rows_{f}": f for f in packed.FORMATS}
 ATTENDS = {f"llmir_attend_{d}": d for d in DTYPES}
 APPENDS = {f"llmir_append_kv_{d}": d for d in DTYPES}
 ROPE_APPENDS = {f"llmir_rope_append_{d}": d for d in DTYPES}
-# test_attention calls the first for every split batch, test_best the second.
-WITH_OTHERS = ("llmir_combine", "llmir_best")
+# test_attention calls the first for every split batch, test_best the second, test_top the third.
+WITH_OTHERS = ("llmir_combine", "llmir_best", "llmir_top")
 # test_team.
 TEAM = ("llmir_claim", "llmir_done", "llmir_wait")
 
@@ -130,16 +131,16 @@ def matmul_shapes(
     draw: st.DrawFn, format_name: str, most_tokens: int, most_columns: int
 ) -> MatmulShape:
     step = packed.FORMATS[format_name].section or packed.BLOCK
-    silu = draw(st.booleans())
-    with_sum = not silu
+    gated = draw(st.sampled_from(["", "", *GATES]))
+    with_sum = not gated
     return MatmulShape(
         T=draw(st.one_of(st.integers(0, 20), st.integers(0, most_tokens))),
-        N=draw(st.integers(1, 5)) * 16 if silu else draw(st.integers(1, 90)),
+        N=draw(st.integers(1, 5)) * 16 if gated else draw(st.integers(1, 90)),
         K=step * draw(st.integers(1, most_columns // step)),
         norm=draw(st.booleans()),
         bias=with_sum and draw(st.booleans()),
         residual=with_sum and draw(st.booleans()),
-        silu=silu,
+        gated=gated,
         seed=draw(st.integers(0, 1000)),
     )
 
@@ -200,6 +201,13 @@ def test_matmul_of_600_tokens(kernel: str, level: IsaLevel, make: Make) -> None:
     examine_matmul(kernel, level, make, False, shape)
 
 
+@LEVEL
+@pytest.mark.parametrize("gated", GATES)
+def test_gates_of_any_size(gated: str, level: IsaLevel, make: Make) -> None:
+    case = cases.gate(gated)
+    examine("llmir_matmul_f32_f32", case, make)
+
+
 SPECIAL = {"none": None, "a NaN": [np.nan], "inf": [np.inf], "-inf": [-np.inf]}
 
 
@@ -219,6 +227,44 @@ def test_best(kernel: str, special: str, level: IsaLevel, make: Make) -> None:
             assert (ids == -1).all()
     _, case = cases.best(*MATMULS[kernel], shape, np.full(columns, -np.inf, np.float32))
     assert (case.run(make())[0] == -1).all()
+
+
+@LEVEL
+@pytest.mark.parametrize("special", SPECIAL)
+@pytest.mark.parametrize("kernel", ["llmir_matmul_q4_1_int16", "llmir_matmul_q8_0_int8"])
+def test_top(kernel: str, special: str, level: IsaLevel, make: Make) -> None:
+    """llm.packed_topk: of the very logits that llm.packed_matmul gives, and no other tokens."""
+    shapes = ((1, 1, 1), (3, 50, 50), (21, 200, 64), (0, 16, 3), (70, 33, 5), (2, 1000, 64))
+    for seed, (tokens, columns, k) in enumerate(shapes):
+        shape = MatmulShape(T=tokens, N=columns, K=64 * (seed + 1), bias=True, seed=seed)
+        bias = None if special == "none" else np.float32(SPECIAL[special])
+        logits, case = cases.best(*MATMULS[kernel], shape, bias, k)
+        check_top(logits.run(make())[0], examine("llmir_top", case, make), k)
+        if special in ("a NaN", "inf"):
+            assert (case.run(make())[1] == -1).all()
+    _, case = cases.best(*MATMULS[kernel], shape, np.full(columns, -np.inf, np.float32), k)
+    assert (case.run(make())[1] == -1).all()
+
+
+@LEVEL
+def test_top_of_equal_logits(level: IsaLevel, make: Make) -> None:
+    """The lower ids come first, and a number that is not there does not take a place."""
+    shape = MatmulShape(T=3, N=100, K=64, bias=True)
+    for lowest, finite in ((0, 100), (-np.inf, 7)):
+        logits, case = cases.best("q8_0", "int8", shape, None, 64)
+        for one in (logits, case):
+            x, weight, _, bias = one.operands[:4]
+            x[:] = weight[:] = 0
+            bias[:] = lowest
+            bias[50 : 50 + finite] = bias[: max(0, finite - 50)] = 2
+        check_top(logits.run(make())[0], examine("llmir_top", case, make), 64)
+
+
+def check_top(logits: Array, found: Sequence[Array], k: int) -> None:
+    values, ids, weights = get_op("topk").reference(logits, k=k)
+    np.testing.assert_array_equal(found[1], ids)
+    np.testing.assert_array_equal(found[0], values)
+    np.testing.assert_allclose(found[2], weights, rtol=1e-5)
 
 
 @BUDGET

@@ -35,13 +35,14 @@ def module(
     names = [name for name, _ in call.present]
     args = ", ".join(f"%{n}: {t}" for n, t in call.present)
     operands = ", ".join(f"%{n}" for n in names)
-    (result,) = call.results
+    results = ", ".join(map(str, call.results))
+    made = ", ".join(f"%y{i}" for i in range(len(call.results)))
     return f"""
 module @m {{
 {lowering(op, variant).emit(call, "op")}
-func.func @main({args}) -> {result} {{
-  %y = func.call @op({operands}) : ({", ".join(str(t) for _, t in call.present)}) -> {result}
-  return %y : {result}
+func.func @main({args}) -> ({results}) {{
+  {made} = func.call @op({operands}) : ({", ".join(str(t) for _, t in call.present)}) -> ({results})
+  return {made} : {results}
 }}
 }}
 """
@@ -92,16 +93,25 @@ def load(path: Path) -> Callable[..., rt.DeviceArray]:
 
 def run_with_tool(path: Path, device_uri: str, inputs: Sequence[tuple[Array, str]]) -> Array:
     """Run `main` with iree-run-module on a device; inputs are (values, dtype)."""
+    return all_results_with_tool(path, device_uri, inputs, 1)[0]
+
+
+def all_results_with_tool(
+    path: Path, device_uri: str, inputs: Sequence[tuple[Array, str]], num_results: int
+) -> list[Array]:
     tool = Path(sys.executable).with_name("iree-run-module")
     args = []
     for i, (values, dtype) in enumerate(inputs):
         raw = path.with_name(f"in{i}.bin")
         (to_bf16(values) if dtype == "bf16" else values.astype(NUMPY_DTYPES[dtype])).tofile(raw)
         args.append(f"--input={'x'.join(map(str, values.shape))}x{dtype}=@{raw}")
-    out = path.with_name("out.npy")
+    outs = [path.with_name(f"out{i}.npy") for i in range(num_results)]
     command = [tool, f"--device={device_uri}", f"--module={path}", "--function=main", *args]
     done = subprocess.run(
-        [*command, f"--output=@{out}"], capture_output=True, text=True, check=False
+        [*command, *(f"--output=@{out}" for out in outs)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
-    return np.load(out)
+    return [np.load(out) for out in outs]

@@ -13,9 +13,9 @@ import torch
 
 from llmir.dialect_ext import registry
 from llmir.dialect_ext.base import Lowering, everywhere
+from llmir.dialect_ext.gated_mul import SiluMul
 from llmir.dialect_ext.registry import choose, get_op, parse_priority
 from llmir.dialect_ext.rms_norm import RmsNorm
-from llmir.dialect_ext.silu_mul import SiluMul
 from llmir.dialect_ext.torch_library import register_all
 from llmir.dialect_ext.types import TensorType
 from llmir.errors import CompileError, OptionError, UnknownNameError, VerifyError

@@ -13,15 +13,16 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 from llmir import formats
 from llmir.dialect_ext.base import AttrValue, Op
 from llmir.dialect_ext.embedding import Embedding, QuantizedEmbedding
+from llmir.dialect_ext.gated_mul import GeluMul, SiluMul
 from llmir.dialect_ext.registry import choose
 from llmir.dialect_ext.rms_norm import RmsNorm
 from llmir.dialect_ext.rope import Rope
-from llmir.dialect_ext.silu_mul import SiluMul
+from llmir.dialect_ext.topk import Topk
 from llmir.dialect_ext.types import TensorType
 from llmir.errors import CompileError, VerifyError
 from llmir.targets import resolve
 
-from .lowered import compile_text, module, run_with_tool
+from .lowered import all_results_with_tool, compile_text, module
 
 Array = np.ndarray[Any, Any]
 TARGETS = {"cpu": "local-task", "vulkan": "vulkan"}
@@ -35,6 +36,17 @@ def run(
     target: str,
     path: Path,
 ) -> Array:
+    """The first result of the op on a target, as of run_all."""
+    return run_all(op, operands, attrs, target, path)[0]
+
+
+def run_all(
+    op: Op,
+    operands: list[tuple[Array, str] | None],
+    attrs: dict[str, AttrValue],
+    target: str,
+    path: Path,
+) -> list[Array]:
     """The op on a target; dim 0 of the first operand is dynamic, as tokens are."""
     present = [o for o in operands if o is not None]
     types = [None if o is None else TensorType(tuple(o[0].shape), o[1]) for o in operands]
@@ -49,7 +61,7 @@ def run(
     call = op.verify(types, attrs)
     lowering = choose(call, resolve(target), {op.name: ["portable"]}).lowering
     compile_text(module(op, types, attrs, lowering.variant), target, path / "op.vmfb")
-    return run_with_tool(path / "op.vmfb", TARGETS[target], present)
+    return all_results_with_tool(path / "op.vmfb", TARGETS[target], present, len(call.results))
 
 
 def f32(*shape: int) -> Array:
@@ -69,12 +81,43 @@ def test_rms_norm(rows: int, dim: int, target: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_silu_mul(target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("columns", "k"), [(131, 64), (5, 5), (40, 1)])
+def test_topk(columns: int, k: int, target: str, tmp_path: Path) -> None:
+    x = np.round(f32(9, columns) * 4) / 2  # many are equal
+    x[0] = -np.inf
+    x[0, 1:3] = 1.5
+    for row, number in ((1, np.nan), (2, np.inf), (3, -np.inf)):
+        x[row, columns // 2] = number
+    x[4] = -np.inf
+    top = torch.from_numpy(x).topk(k)
+    values, ids, weights = Topk().reference(x, k=k)
+    good = [0, 3, 5, 6, 7, 8]
+    assert np.isnan(values[[1, 2, 4]]).all()
+    np.testing.assert_array_equal(values[good], top.values[good])
+    np.testing.assert_array_equal(np.take_along_axis(x, ids, 1)[good], values[good])
+    log_sum_exp = torch.from_numpy(x).logsumexp(1).numpy()
+    np.testing.assert_allclose(values[good, 0] + np.log(weights[good]), log_sum_exp[good], 1e-6)
+    for row in good:
+        assert ids[row].tolist() == sorted(range(columns), key=lambda v: (-x[row, v], v))[:k]
+    got = run_all(Topk(), [(x, "f32")], {"k": k}, target, tmp_path)
+    np.testing.assert_array_equal(got[0], values)
+    np.testing.assert_array_equal(got[1], ids)
+    np.testing.assert_allclose(got[2], weights, rtol=1e-5)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("op", [SiluMul(), GeluMul()], ids=lambda op: op.name)
+def test_gated_mul(op: Op, target: str, tmp_path: Path) -> None:
     gate, up = f32(9, 131) * 8, f32(9, 131)
     gate[0, :4] = [0.0, -100.0, 100.0, -87.5]  # exp of the negation overflows or vanishes
-    expected = torch.nn.functional.silu(torch.from_numpy(gate)).numpy() * up
-    np.testing.assert_allclose(SiluMul().reference(gate, up), expected, rtol=1e-6, atol=1e-6)
-    got = run(SiluMul(), [(gate, "f32"), (up, "f32")], {}, target, tmp_path)
+    gate[1, :4] = [1e18, -1e18, 1e30, -1e30]  # so do powers
+    gates = {
+        "silu_mul": torch.nn.functional.silu,
+        "gelu_mul": lambda x: torch.nn.functional.gelu(x, approximate="tanh"),
+    }
+    expected = gates[op.name](torch.from_numpy(gate)).numpy() * up
+    np.testing.assert_allclose(op.reference(gate, up), expected, rtol=1e-6, atol=1e-6)
+    got = run(op, [(gate, "f32"), (up, "f32")], {}, target, tmp_path)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 

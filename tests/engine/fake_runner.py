@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmir.errors import DeviceError
-from llmir.runtime.base import F32, I32, PADDING_PAGE, StepBatch, StepLimits
+from llmir.runtime.base import F32, I32, PADDING_PAGE, StepBatch, StepLimits, TopLogits
 
 MASK = (1 << 64) - 1
 
@@ -93,34 +93,51 @@ class FakeRunner:
     """Checks every batch it gets and runs the hash model on it.
 
     fail_at:  the number of a step (from 0) that raises DeviceError.
+    top_k:    how many logits step_topk gives.
     batches:  all batches run, for tests to look at.
+    calls:    the functions that ran them.
     """
 
-    def __init__(self, limits: StepLimits | None = None, fail_at: int | None = None) -> None:
+    def __init__(
+        self, limits: StepLimits | None = None, fail_at: int | None = None, top_k: int = 0
+    ) -> None:
         self._limits = limits or small_limits()
         self.storage = [
             np.zeros(pages * self._limits.page_size, np.uint64) for pages in self._limits.num_pages
         ]
         self.fail_at = fail_at
+        self.top_k = top_k
         self.batches: list[StepBatch] = []
+        self.calls: list[str] = []
 
     @property
     def limits(self) -> StepLimits:
         return self._limits
 
     def step(self, batch: StepBatch) -> F32:
+        return self._logits(batch, "step")
+
+    def step_greedy(self, batch: StepBatch) -> I32:
+        return self._logits(batch, "step_greedy").argmax(axis=1).astype(np.int32)
+
+    def step_topk(self, batch: StepBatch) -> TopLogits:
+        logits = self._logits(batch, "step_topk")
+        ids = np.argsort(-logits, axis=1, kind="stable")[:, : self.top_k]
+        values = np.take_along_axis(logits, ids, axis=1)
+        weights = np.exp(logits - values[:, :1]).sum(axis=1)
+        return TopLogits(values=values, token_ids=ids.astype(np.int32), weights=weights)
+
+    def _logits(self, batch: StepBatch, call: str) -> F32:
         if self.fail_at == len(self.batches):
             self.fail_at = None
             raise DeviceError("the fake device failed, as it was told to")
         check_batch(batch, self._limits)
         self.batches.append(batch)
+        self.calls.append(call)
         for storage, slots in zip(self.storage, batch.slots, strict=True):
             storage[slots] = token_value(batch.token_ids, batch.positions)
         rows = [self._row(batch, int(token)) for token in batch.logit_rows]
         return np.array(rows, np.float32).reshape(len(rows), self._limits.vocab_size)
-
-    def step_greedy(self, batch: StepBatch) -> I32:
-        return self.step(batch).argmax(axis=1).astype(np.int32)
 
     def _row(self, batch: StepBatch, token: int) -> F32:
         page_size = self._limits.page_size

@@ -85,6 +85,60 @@ def test_seeded_sampling_is_the_same_in_any_company(requests, windows, spare_pag
         assert [output.token_ids for output in done[str(number)].outputs] == expected
 
 
+WITHOUT_ROWS = {
+    "top_k": {"top_k": 5, "seed": 1},
+    "all of them": {"top_k": 16, "seed": 2, "temperature": 3.0},
+    "nucleus": {"top_k": 16, "top_p": 0.7, "seed": 3, "temperature": 0.5},
+    "several": {"top_k": 3, "seed": 4, "n": 3},
+    "greedy": {"temperature": 0.0},
+}
+WITH_ROWS = {
+    "no top_k": {"seed": 5},
+    "more than there are": {"top_k": 17, "seed": 6},
+    "min_p": {"top_k": 5, "min_p": 0.1, "seed": 7},
+    "logprobs": {"top_k": 5, "logprobs": 0, "seed": 8},
+    "penalty": {"top_k": 5, "presence_penalty": 1.0, "seed": 9},
+    "bias": {"top_k": 5, "logit_bias": {3: 2.0}, "seed": 10},
+    "prompt logprobs": {"top_k": 5, "prompt_logprobs": 1, "seed": 11},
+}
+
+
+def answers(params, top_k):
+    """Token ids of each request, served together, and which functions of the runner ran."""
+    engine = make_engine()
+    engine.runner = FakeRunner(top_k=top_k)
+    for number, one in enumerate(params):
+        engine.add_request(str(number), [7, number, 3], params_of(9, **one))
+    done = run(engine)
+    token_ids = [[o.token_ids for o in done[str(i)].outputs] for i in range(len(params))]
+    return token_ids, set(engine.runner.calls)
+
+
+def test_the_largest_logits_give_the_tokens_that_all_of_them_give():
+    params = list(WITHOUT_ROWS.values())
+    expected, calls = answers(params, top_k=0)
+    assert calls == {"step"}
+    assert answers(params, top_k=16) == (expected, {"step_topk"})
+    for one in params:
+        found, calls = answers([one], top_k=16)
+        assert calls == {"step_greedy" if one.get("temperature") == 0.0 else "step_topk"}
+        assert found == answers([one], top_k=0)[0]
+
+
+@pytest.mark.parametrize("name", WITH_ROWS)
+def test_who_needs_more_than_the_largest_logits_gets_all_of_them(name):
+    found, calls = answers([WITH_ROWS[name]], top_k=16)
+    # The step of the prompt alone has no need of them, once its logprobs are there.
+    assert "step" in calls
+    assert calls <= ({"step", "step_topk"} if name == "prompt logprobs" else {"step"})
+    assert found == answers([WITH_ROWS[name]], top_k=0)[0]
+
+
+def test_a_top_k_that_cuts_nothing_off_keeps_the_order_of_the_ids():
+    params = [{"top_k": 64, "seed": seed, "temperature": 2.0} for seed in range(4)]
+    assert answers(params, top_k=64) == answers(params, top_k=0)
+
+
 @workload
 @given(
     requests=requests,

@@ -12,10 +12,12 @@ from llmir.engine.sampler import (
     nucleus,
     rank_candidates,
     sample,
+    sample_top,
     top_ids,
 )
 from llmir.engine.sampling_params import SamplingParams
 from llmir.errors import DeviceError
+from llmir.runtime.base import TopLogits
 
 LOGITS = np.array([1.0, 3.0, 2.0, -1.0, 2.5, 0.0, -4.0, 2.0], np.float32)
 
@@ -210,3 +212,39 @@ def test_log_probabilities_are_those_of_the_unchanged_logits():
     assert len(rank_candidates(LOGITS, 0, -1)) == 8
     assert len(rank_candidates(LOGITS, 0, 0)) == 1
     assert [token for token, *_ in rank_candidates(LOGITS, 1, 2)] == [1, 4]
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"top_k": 64},
+        {"top_k": 1},
+        {"top_k": 40, "top_p": 0.9, "temperature": 0.7},
+        {"top_k": 64, "top_p": 0.2, "temperature": 5.0},
+        {"temperature": 0.0},
+    ],
+)
+def test_the_largest_logits_are_as_good_as_all(params):
+    rng = np.random.default_rng(3)
+    logits = np.round(rng.standard_normal((300, 5000)).astype(np.float32) * 8) / 4  # many equal
+    logits[7, 20:] = -np.inf
+    ids = np.argsort(-logits, axis=1, kind="stable")[:, :64]
+    top = TopLogits(
+        values=np.take_along_axis(logits, ids, axis=1),
+        token_ids=ids.astype(np.int32),
+        weights=np.ones(300, np.float32),
+    )
+    states = [[state(seed=i, **params) for i in range(300)] for _ in range(2)]
+    assert all(one.fits(64, 5000) for one in states[0])
+    assert sample_top(top, states[0]) == sample(logits, states[1])
+    assert [one.rng.random() for one in states[0]] == [one.rng.random() for one in states[1]]
+
+
+def test_a_row_of_largest_logits_that_are_not_finite_is_an_error():
+    top = TopLogits(
+        values=np.full((2, 3), np.nan, np.float32),
+        token_ids=np.array([[4, 1, 0], [-1, -1, -1]], np.int32),
+        weights=np.ones(2, np.float32),
+    )
+    with pytest.raises(DeviceError, match="1 of 2 rows of logits have no finite maximum"):
+        sample_top(top, [state(top_k=2), state(top_k=2)])

@@ -34,9 +34,23 @@ util.func public @norm_read_elsewhere(%x: tensor<?x64xf32>, %n: tensor<64xf32>) 
   util.return %a, %y : tensor<?x64xf32>, tensor<?x16xf32>
 }
 
+// CHECK-LABEL: util.func public @gelu
+// CHECK: %[[W:.*]] = util.global.load @"__packed.gate+up.packed" : tensor<1280xi8>
+// CHECK: %[[Y:.*]] = "llm.packed_matmul"(%{{.*}}, %[[W]]) {{.*}}gated = "gelu_tanh"{{.*}}rows = 16 : i64
+// CHECK-NOT: "llm.
+// CHECK: util.return %[[Y]]
+util.func public @gelu(%x: tensor<?x64xf32>) -> tensor<?x16xf32> {
+  %g = util.global.load @gate : tensor<640xi8>
+  %u = util.global.load @up : tensor<640xi8>
+  %y = "llm.packed_matmul"(%x, %g) {format = "q4_1", activations = "int8", rows = 16 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>} : (tensor<?x64xf32>, tensor<640xi8>) -> tensor<?x16xf32>
+  %z = "llm.packed_matmul"(%x, %u) {format = "q4_1", activations = "int8", rows = 16 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>} : (tensor<?x64xf32>, tensor<640xi8>) -> tensor<?x16xf32>
+  %s = "llm.gelu_mul"(%y, %z) : (tensor<?x16xf32>, tensor<?x16xf32>) -> tensor<?x16xf32>
+  util.return %s : tensor<?x16xf32>
+}
+
 // CHECK-LABEL: util.func public @silu
 // CHECK: %[[W:.*]] = util.global.load @"__packed.gate+up.packed" : tensor<1280xi8>
-// CHECK: %[[Y:.*]] = "llm.packed_matmul"(%{{.*}}, %[[W]]) {{.*}}rows = 16 : i64, silu_mul = true
+// CHECK: %[[Y:.*]] = "llm.packed_matmul"(%{{.*}}, %[[W]]) {{.*}}gated = "silu"{{.*}}rows = 16 : i64
 // CHECK-NOT: "llm.
 // CHECK: util.return %[[Y]]
 util.func public @silu(%x: tensor<?x64xf32>) -> tensor<?x16xf32> {
@@ -136,4 +150,16 @@ util.func public @argmax(%x: tensor<?x64xf32>) -> (tensor<?xi32>, tensor<?xi32>,
   %z = "llm.packed_matmul"(%x, %g) {llm.provider = "cpu_c", format = "q4_1", activations = "int8", rows = 16 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>} : (tensor<?x64xf32>, tensor<640xi8>) -> tensor<?x16xf32>
   %b = "llm.argmax"(%z) : (tensor<?x16xf32>) -> tensor<?xi32>
   util.return %a, %b, %z : tensor<?xi32>, tensor<?xi32>, tensor<?x16xf32>
+}
+
+// So are the largest ones.
+// CHECK-LABEL: util.func public @topk
+// CHECK: %[[T:.*]]:3 = "llm.packed_topk"({{.*}}k = 5 : i64
+// CHECK-NOT: llm.packed_matmul
+// CHECK: util.return %[[T]]#0, %[[T]]#1, %[[T]]#2
+util.func public @topk(%x: tensor<?x64xf32>) -> (tensor<?x5xf32>, tensor<?x5xi32>, tensor<?xf32>) {
+  %g = util.global.load @gate : tensor<640xi8>
+  %y = "llm.packed_matmul"(%x, %g) {llm.provider = "cpu_c", format = "q4_1", activations = "int8", rows = 16 : i64, operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>} : (tensor<?x64xf32>, tensor<640xi8>) -> tensor<?x16xf32>
+  %v, %i, %w = "llm.topk"(%y) {k = 5 : i64} : (tensor<?x16xf32>) -> (tensor<?x5xf32>, tensor<?x5xi32>, tensor<?xf32>)
+  util.return %v, %i, %w : tensor<?x5xf32>, tensor<?x5xi32>, tensor<?xf32>
 }

@@ -11,8 +11,8 @@ util.global private @w.mins = #flow.parameter.named<"model"::"w.mins"> : tensor<
 // CHECK-SAME: %[[X:.*]]: tensor<?x64xf32>
 // CHECK: %[[W:.*]] = util.global.load @__packed.w.packed : tensor<640xi8>
 // CHECK: "llm.packed_matmul"(%[[X]], %[[W]]) {activations = "int16", eps = 0.000000e+00 : f64,
-// CHECK-SAME: format = "q4_1", llm.provider = "cpu_c", operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>,
-// CHECK-SAME: rows = 16 : i64, silu_mul = false}
+// CHECK-SAME: format = "q4_1", gated = "", llm.provider = "cpu_c",
+// CHECK-SAME: operandSegmentSizes = array<i32: 1, 1, 0, 0, 0>, rows = 16 : i64}
 util.func public @matmul(%x: tensor<?x64xf32>) -> tensor<?x16xf32> {
   %q = util.global.load @w.quants : tensor<16x2x16xi8>
   %s = util.global.load @w.scales : tensor<16x2xf32>
@@ -53,7 +53,7 @@ util.func public @portable(%x: tensor<?x64xf32>) -> (tensor<?x16xf32>, tensor<?x
 // CHECK: %[[T:.*]] = util.global.load @__packed.t.packed : tensor<2048xi8>
 // CHECK: "llm.packed_embedding"(%{{.*}}, %[[T]]) {cols = 64 : i64, format = "bf16", llm.provider = "cpu_c", rows = 16 : i64}
 // CHECK: "llm.packed_matmul"({{.*}}) {activations = "bf16", eps = 0.000000e+00 : f64,
-// CHECK-SAME: format = "bf16", llm.provider = "cpu_c"
+// CHECK-SAME: format = "bf16", gated = "", llm.provider = "cpu_c"
 util.global private @t = #flow.parameter.named<"model"::"t.weight"> : tensor<16x64xbf16>
 util.func public @floats(%ids: tensor<?xi32>) -> tensor<?x16xf32> {
   %t = util.global.load @t : tensor<16x64xbf16>

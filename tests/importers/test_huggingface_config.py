@@ -178,6 +178,14 @@ def test_reads_as_transformers_does(name: str, tmp_path: Path) -> None:
     assert np.abs(rope_table(spec, context) - expected).max() <= 3e-5
 
 
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [("silu", "silu"), ("swish", "silu"), ("gelu_pytorch_tanh", "gelu_pytorch_tanh")],
+)
+def test_activation(named: str, expected: str) -> None:
+    assert read(LLAMA | {"hidden_act": named}).hidden_act == expected
+
+
 def test_values_of_a_whole_spec() -> None:
     rope = {"rope_type": "llama3", "rope_theta": 500000.0} | LLAMA3_ROPE
     assert read(LLAMA | {"rope_parameters": rope}) == ModelSpec(
@@ -220,7 +228,7 @@ UNSUPPORTED: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "activation": (
         {"hidden_act": "gelu"},
-        "hidden_act 'gelu' is not supported; known: silu",
+        "hidden_act 'gelu' is not supported; known: silu, swish, gelu_pytorch_tanh",
     ),
     "quantised": (
         {"quantization_config": {"quant_method": "gptq", "bits": 4}},

@@ -33,6 +33,7 @@ NO_WINDOW = {"sliding_window": None, "use_sliding_window": False}
 NO_SCALING = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}}
 # kind → its config without what it is about
 WITHOUT: dict[str, dict[str, Any]] = {
+    "llama-gelu": {"hidden_act": "silu"},
     "mistral-window": {"sliding_window": None},
     "qwen2-window": {"use_sliding_window": False, "layer_types": ["full_attention"] * 3},
     "rope-linear": NO_SCALING,

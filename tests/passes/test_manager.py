@@ -88,13 +88,16 @@ def test_an_error_names_its_pass() -> None:
 
 def test_unknown_passes_and_options() -> None:
     with pytest.raises(
-        UnknownNameError, match="unknown pass 'fuse'; known: add-greedy-entry, chain-kernels"
+        UnknownNameError,
+        match="unknown pass 'fuse'; known: add-greedy-entry, add-topk-entry, chain",
     ):
         get_pass("fuse")
     with pytest.raises(UnknownNameError, match="unknown pass 'fuse'"):
         PassManager(print_ir_after=("fuse",))
     with pytest.raises(OptionError, match="pass select-providers has no option 'cpu'; it has: ta"):
         get_pass("select-providers{cpu=1}")
+    with pytest.raises(OptionError, match="option k of pass add-topk-entry must be an integer"):
+        get_pass("add-topk-entry{k=many}")
     for name in pass_names():
         assert get_pass(name).name == name
 
