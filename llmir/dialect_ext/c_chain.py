@@ -204,7 +204,7 @@ stream.executable private @{self.symbol}_exe attributes {{
             lines += pointer(tensor, self.plan.tensors[tensor].dtype, "work", f"%{tensor}_place")
         declarations = {
             "llmir_claim": declared("llmir_claim", "(memref<i32>, index, index) -> index"),
-            "llmir_done": declared("llmir_done", "(memref<i32>, index, index) -> ()"),
+            "llmir_done": declared("llmir_done", "(memref<i32>, index, index, index) -> ()"),
             "llmir_wait": declared("llmir_wait", "(memref<i32>, index, index, index) -> ()"),
         }
         for i, kernel in enumerate(self.plan.kernels):
@@ -345,7 +345,7 @@ def _stage(i: int, kernel: CKernel, call: str, *, is_last: bool) -> str:
         %_id_0 = arith.remui %_id, %_x : index
         %_id_1 = arith.divui %_id, %_x : index
         {call}
-        func.call @llmir_done({team}) : (memref<i32>, index, index) -> ()
+        func.call @llmir_done({team}, %_total_{i}) : (memref<i32>, index, index, index) -> ()
         %_next = func.call @llmir_claim({team}) : (memref<i32>, index, index) -> index
         scf.yield %_next : index
       }}{wait}"""

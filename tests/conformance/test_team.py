@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
+import time
 from collections import Counter
 
 import numpy as np
@@ -37,8 +38,9 @@ class Team:
         found: int = self._claim(self._counters, ctypes.c_size_t(0), ctypes.c_size_t(FIRST + stage))
         return found
 
-    def done(self, stage: int) -> None:
-        self._done(self._counters, ctypes.c_size_t(STAGE_INTS * FIRST), ctypes.c_size_t(stage))
+    def done(self, stage: int, count: int) -> None:
+        sizes = (ctypes.c_size_t(stage), ctypes.c_size_t(count))
+        self._done(self._counters, ctypes.c_size_t(STAGE_INTS * FIRST), *sizes)
 
     def wait(self, stage: int, count: int) -> None:
         sizes = (ctypes.c_size_t(FIRST + stage), ctypes.c_size_t(count))
@@ -49,7 +51,7 @@ class Team:
         for stage, count in enumerate(counts):
             while (workgroup := self.claim(stage)) < count:
                 seen[stage][workgroup] += 1
-                self.done(stage)
+                self.done(stage, count)
             self.wait(stage, count)
             if sum(seen[stage].values()) != count:
                 short.append(stage)
@@ -85,6 +87,27 @@ def test_one_worker_after_the_other(level: IsaLevel) -> None:
         for stage, count in enumerate(counts):
             while (workgroup := team.claim(stage)) < count:
                 seen[stage][workgroup] += 1
-                team.done(stage)
+                team.done(stage, count)
             team.wait(stage, count)
         assert [sum(s.values()) for s in seen] == expected
+
+
+@LEVEL
+def test_who_waits_long_sleeps(level: IsaLevel) -> None:
+    """And wakes when the last workgroup is done; what it waits for takes a second here."""
+    team = Team(level, 1)
+    assert team.claim(0) == 0
+    seconds: list[float] = []
+
+    def wait() -> None:
+        team.wait(0, 1)
+        seconds.append(time.thread_time())
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(1)
+    assert thread.is_alive()
+    team.done(0, 1)
+    thread.join(60)
+    assert not thread.is_alive(), "nobody woke it"
+    assert seconds[0] < 0.5
