@@ -34,6 +34,7 @@ OPTIONS = {
         "--target",
         "--weights",
         "--kv-dtype",
+        "--fusion",
         "--page-size",
         "--max-model-len",
         "--max-num-batched-tokens",
