@@ -50,16 +50,20 @@ class ChainKernels(Pass):
 
 @dataclass(slots=True)
 class _Run:
-    """Operations that become a chain: the ops, and what shows their results in other shapes."""
+    """Operations that become a chain: the ops, and what shows their results in other shapes.
+
+    order: both, as they stand in the program
+    """
 
     ops: list[ir.Operation] = field(default_factory=list)
     views: list[ir.Operation] = field(default_factory=list)
+    order: list[ir.Operation] = field(default_factory=list)
     num_kernels: int = 0
     writes_pages: bool = False
 
     def reads(self, operation: ir.Operation) -> bool:
         """Whether an operation, or one in it, has a result of this run among its operands."""
-        mine = [*self.ops, *self.views]
+        mine = set(self.order)
         inner = [operation, *walk(operation)]
         makers = (v.owner for o in inner for v in o.operands if not isinstance(v, ir.BlockArgument))
         return any(m.operation in mine for m in makers)
@@ -85,6 +89,7 @@ def _chains_of(block: ir.Block) -> list[_Run]:
             if run.ops and run.reads(operation):
                 if operation.name in _VIEWS:
                     run.views.append(operation)
+                    run.order.append(operation)
                 else:
                     runs.append(run)
                     run = _Run()
@@ -94,6 +99,7 @@ def _chains_of(block: ir.Block) -> list[_Run]:
             runs.append(run)
             run = _Run()
         run.ops.append(operation)
+        run.order.append(operation)
         run.num_kernels += len(plan.kernels)
         run.writes_pages |= writes_pages
     return [r for r in (*runs, run) if r.num_kernels > 1]
@@ -118,8 +124,7 @@ def _make_chains(runs: list[_Run]) -> None:
 
 def _make_chain(run: _Run, team: ir.Value, slot: int) -> ir.Value:
     """The chain in the place of its last op; returns its team."""
-    inside = {*run.ops, *run.views}
-    order = [op.operation for op in run.ops[0].block if op.operation in inside]
+    inside, order = set(run.order), run.order
     results = [r for op in run.ops for r in op.results]
     outputs = [r for r in results if any(u.owner.operation not in inside for u in r.uses)]
     seen_outside: list[ir.Operation] = []  # in order, with those that they are views of

@@ -80,7 +80,10 @@ def _fuse(module: ir.Module, operation: ir.Operation) -> None:
         return
     if q.norm and k.norm and q.norm.attrs != k.norm.attrs:
         return
-    first = min(matmuls, key=lambda m: _position(m.operation)).operation
+    first = matmuls[0].operation
+    for other in matmuls[1:]:
+        if other.operation.is_before_in_block(first):
+            first = other.operation
     weight = concatenated(module, first, matmuls)
     bias = _biases(module, first, matmuls)
     if weight is None:
@@ -166,7 +169,3 @@ def _biases(module: ir.Module, at: ir.Operation, matmuls: list[Matched]) -> ir.V
     recipe = PackedParameter(name="+".join(sources), format="", sources=sources)
     rows = sum(int(m.attrs["rows"]) for m in matmuls)
     return load_packed(module, at, recipe, ir.Type.parse(f"tensor<{rows}xf32>"))
-
-
-def _position(operation: ir.Operation) -> int:
-    return next(i for i, op in enumerate(operation.block) if op.operation == operation)
