@@ -47,7 +47,7 @@ test-targets:
 	@tools/setup.sh dev vulkan qemu
 	@$(bin)/python plugins/build.py
 	@$(bin)/python tools/fetch_demo.py >/dev/null
-	$(bin)/pytest -m targets
+	$(bin)/pytest -m targets -n $(JOBS) --dist worksteal
 
 lint:
 	@tools/setup.sh dev

@@ -106,6 +106,11 @@ def examine(kernel: str, case: Case, make: Make, *, other_levels: bool = True) -
     return results
 
 
+def num_examples(level: IsaLevel, many: bool) -> int:
+    """Of shapes that are quick to run."""
+    return (6 if is_emulated(level) else 20) if many else 3
+
+
 def drawn(
     strategy: st.SearchStrategy[Any], num_examples: int, check: Callable[[Any], None]
 ) -> None:
@@ -184,8 +189,10 @@ def examine_matmul(
 @LEVEL
 @pytest.mark.parametrize("kernel", sorted(MATMULS))
 def test_matmul(kernel: str, level: IsaLevel, many: bool, make: Make) -> None:
-    largest = (600, 1200) if many else (70, 640) if is_emulated(level) else (150, 640)
-    count = 40 if many else 2 if is_emulated(level) else 5
+    if is_emulated(level):
+        largest, count = ((200, 800), 4) if many else ((70, 640), 2)
+    else:
+        largest, count = ((600, 1200), 12) if many else ((150, 640), 5)
     shapes = matmul_shapes(MATMULS[kernel][0], *largest)
     drawn(shapes, count, partial(examine_matmul, kernel, level, make, many))
 
@@ -280,7 +287,7 @@ def test_rows(kernel: str, level: IsaLevel, many: bool, make: Make) -> None:
     def check(shape: tuple[int, int, int, int]) -> None:
         examine(kernel, cases.rows(ROWS[kernel], *shape), make)
 
-    drawn(shapes, 40 if many else 3, check)
+    drawn(shapes, num_examples(level, many), check)
 
 
 # --- pages
@@ -321,7 +328,7 @@ def test_append(kernel: str, level: IsaLevel, many: bool, make: Make) -> None:
             case = cases.rope_append(shape, ROPE_APPENDS[kernel])
         examine(kernel, replace(case, lowered=WithoutPage0(case.lowered)), make)
 
-    drawn(append_shapes(), 40 if many else 3, check)
+    drawn(append_shapes(), num_examples(level, many), check)
 
 
 @dataclass(frozen=True)
@@ -384,8 +391,10 @@ def has_bf16(level: IsaLevel) -> bool:
 @LEVEL
 @pytest.mark.parametrize("kernel", sorted(ATTENDS))
 def test_attention(kernel: str, level: IsaLevel, many: bool, make: Make) -> None:
-    most = 1500 if many else 300 if is_emulated(level) else 600
-    count = 40 if many else 2 if is_emulated(level) else 6
+    if is_emulated(level):
+        most, count = (600, 4) if many else (300, 2)
+    else:
+        most, count = (1500, 12) if many else (600, 6)
     drawn(batches(most), count, partial(examine_attention, kernel, level, make))
 
 
