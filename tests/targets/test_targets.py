@@ -92,6 +92,7 @@ def test_a_tiny_llama_compiles_for(target: str, tiny_checkpoint: Callable[..., P
 
 
 @pytest.mark.targets
+@pytest.mark.timeout(900)  # a software device computes 135 million weights a token
 def test_the_demo_model_answers_on_vulkan_as_on_the_cpu(demo_gguf: Path) -> None:
     """Greedy tokens are equal until the CPU's two best logits lie within 1e-2."""
     artifact = llmir.compile(demo_gguf, ["cpu", "vulkan"], **EXACT)
