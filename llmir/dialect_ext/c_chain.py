@@ -29,6 +29,7 @@ from llmir.dialect_ext.c_kernels import (
     called,
     declared,
     pointer,
+    read_workers,
 )
 from llmir.dialect_ext.types import TensorType, is_static
 
@@ -277,7 +278,7 @@ stream.executable private @{self.symbol}_exe attributes {{
             lines.append(f"  %v{i}_any = tensor.cast %v{i} : {found} to {wanted}")
         lines.append(plan.read_sizes(values))
         if WORKERS not in plan.passed:
-            raise AssertionError("a chain has a grid that knows the workers")
+            lines.append(read_workers())
         lines.append(self._places())
         given = [f"%{_TEAM}", *(values[t] for t in self.inputs), "%slot"]
         given += [f"%{s}" for s in self.sizes]

@@ -34,6 +34,20 @@ def test_kernels_that_share_a_dispatch_give_the_same_bits(
     assert answers[0] == answers[1]
 
 
+def test_a_chain_without_matmuls(tiny_checkpoint: Callable[..., Path]) -> None:
+    """Attention's kernels share a dispatch also where IREE's code computes all weights."""
+    portable = {"linear": ["portable"], "embedding": ["portable"]}
+    checkpoint = tiny_checkpoint("llama")
+    found, expected = (
+        llmir.LLM(
+            llmir.compile(checkpoint, "cpu", fusion=fusion, op_priority=portable),
+            kv_cache_memory_bytes=KV_BYTES,
+        ).logits(PROMPTS[0])
+        for fusion in ("all", "ops")
+    )
+    assert found.tobytes() == expected.tobytes()
+
+
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 def test_without_fusion_results_differ_by_rounding(
     kind: str, tiny_checkpoint: Callable[..., Path]
