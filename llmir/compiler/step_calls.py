@@ -13,16 +13,11 @@ from iree.compiler import ir
 from llmir.artifact import CallOperand, StepArgument, StepCall
 from llmir.dialect_ext.base import Call
 from llmir.dialect_ext.types import is_static
-from llmir.passes.ir import call_of, defining_op, operands_of, text_attribute, walk
+from llmir.passes.ir import RESHAPES, call_of, defining_op, operands_of, text_attribute, walk
 from llmir.passes.parameters import globals_of, name_of
 
 ENTRY = "step_greedy$async"
-_RESHAPES = (
-    "tensor.expand_shape",
-    "tensor.collapse_shape",
-    "tensor.cast",
-    "flow.tensor.tie_shape",
-)
+_RESHAPES = (*RESHAPES, "flow.tensor.tie_shape")
 _VIEWS = (*_RESHAPES, "tensor.extract_slice")
 _EMBEDDINGS = ("embedding", "quantized_embedding", "packed_embedding")
 
