@@ -17,7 +17,8 @@ from typing import ClassVar
 import numpy as np
 
 from llmir.dialect_ext.base import Array, Call, Lowering, Op, Operand, everywhere, literal
-from llmir.dialect_ext.types import TensorType, is_static
+from llmir.dialect_ext.elementwise import emit_elementwise
+from llmir.dialect_ext.types import TensorType
 
 _GELU_A = 2 * math.sqrt(2 / math.pi)
 _GELU_B = 0.044715 * _GELU_A
@@ -66,7 +67,7 @@ class SiluMul(GatedMul):
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
-        return (_portable("    %neg = arith.negf %g : f32"),)
+        return (_portable("    %neg = arith.negf %left : f32"),)
 
 
 class GeluMul(GatedMul):
@@ -81,48 +82,23 @@ class GeluMul(GatedMul):
         return (
             _portable(f"""    %a = arith.constant {literal(-_GELU_A)} : f32
     %b = arith.constant {literal(-_GELU_B)} : f32
-    %square = arith.mulf %g, %g : f32
+    %square = arith.mulf %left, %left : f32
     %b_square = arith.mulf %square, %b : f32
     %slope = arith.addf %b_square, %a : f32
-    %neg = arith.mulf %g, %slope : f32"""),
+    %neg = arith.mulf %left, %slope : f32"""),
         )
 
 
 def _portable(negated: str) -> Lowering:
-    """g / (1 + e^neg) * u.  negated: MLIR that defines %neg f32 from %g."""
-
-    def emit(call: Call, symbol: str) -> str:
-        return _emit(call, symbol, negated)
-
-    return Lowering(provider="portable", supports=everywhere, emit=emit)
-
-
-def _emit(call: Call, symbol: str, negated: str) -> str:
-    t = call.results[0]
-    dims = [f"%d{i}" for i, d in enumerate(t.shape) if not is_static(d)]
-    reads = "\n".join(
-        f"  %i{i} = arith.constant {i} : index\n  %d{i} = tensor.dim %gate, %i{i} : {t}"
-        for i, d in enumerate(t.shape)
-        if not is_static(d)
-    )
-    return f"""
-{call.signature(symbol)} {{
-{reads}
-  %one = arith.constant 1.0 : f32
-  %empty = tensor.empty({", ".join(dims)}) : {t}
-  %y = linalg.generic {{
-      indexing_maps = [affine_map<(t, f) -> (t, f)>, affine_map<(t, f) -> (t, f)>,
-                       affine_map<(t, f) -> (t, f)>],
-      iterator_types = ["parallel", "parallel"]
-  }} ins(%gate, %up : {call.type_of("gate")}, {call.type_of("up")}) outs(%empty : {t}) {{
-  ^bb0(%g: f32, %u: f32, %o: f32):
-{negated}
+    """g / (1 + e^neg) * u.  negated: MLIR that defines %neg f32 from the gate, %left."""
+    body = f"""{negated}
     %e = math.exp %neg : f32
     %den = arith.addf %e, %one : f32
-    %gated = arith.divf %g, %den : f32
-    %r = arith.mulf %gated, %u : f32
-    linalg.yield %r : f32
-  }} -> {t}
-  return %y : {t}
-}}
-"""
+    %gated = arith.divf %left, %den : f32
+    %result = arith.mulf %gated, %right : f32"""
+
+    def emit(call: Call, symbol: str) -> str:
+        one = "  %one = arith.constant 1.0 : f32"
+        return emit_elementwise(call, symbol, body, before=one)
+
+    return Lowering(provider="portable", supports=everywhere, emit=emit)
