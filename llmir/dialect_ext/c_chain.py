@@ -37,6 +37,9 @@ STAGE_INTS = 32  # as in plugins/cpu/team.c
 _ALIGNMENT = 64
 _BYTES = {"f32": 4, "i32": 4, "f16": 2, "bf16": 2, "i8": 1}
 _TEAM = "team"
+_NOTHING = "_nothing"  # a place whose first zero bytes are fetched
+_MOST_AHEAD = 128 << 10  # bytes: a part of any L2 cache
+_WAIT = "(memref<i32>, index, index, index, memref<i8>, index, index) -> ()"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,7 @@ class _Merged:
                     arguments=tuple(map(argument, kernel.arguments)),
                     grid=tuple(g if g.isdigit() else value(g) for g in kernel.grid),
                     tied=tensor_of[kernel.tied] if kernel.tied else "",
+                    streams=tensor_of[kernel.streams] if kernel.streams else "",
                 )
             )
         self.names += [tensor_of[r] for r in plan.results]
@@ -198,7 +202,8 @@ stream.executable private @{self.symbol}_exe attributes {{
         bound = [_TEAM, *self.inputs, *self.outputs, *(["work"] if self.inside else [])]
         bindings = ", ".join(f"%{t}_binding: !stream.binding" for t in bound)
         sizes = ", ".join(f"%{s}: index" for s in self.sizes)
-        lines = [*pointer(_TEAM, "i32"), self.plan.shapes, self._places()]
+        lines = [*pointer(_TEAM, "i32"), *pointer(_NOTHING, "i8", _TEAM)]
+        lines += [self.plan.shapes, self._places()]
         for tensor in (*self.inputs, *self.outputs):
             lines += pointer(tensor, self.plan.tensors[tensor].dtype)
         for tensor in self.inside:
@@ -206,14 +211,14 @@ stream.executable private @{self.symbol}_exe attributes {{
         declarations = {
             "llmir_claim": declared("llmir_claim", "(memref<i32>, index, index) -> index"),
             "llmir_done": declared("llmir_done", "(memref<i32>, index, index, index) -> ()"),
-            "llmir_wait": declared("llmir_wait", "(memref<i32>, index, index, index) -> ()"),
+            "llmir_wait": declared("llmir_wait", _WAIT),
         }
         for i, kernel in enumerate(self.plan.kernels):
             call = called(
                 kernel, self.plan.tensors, Place(("%_id_0", "%_id_1"), ("%_x", "%_y"), "")
             )
             declarations[kernel.function] = call.declaration
-            lines.append(_stage(i, kernel, call.text, is_last=i + 1 == len(self.plan.kernels)))
+            lines.append(_stage(i, kernel, call.text, self._wait(i)))
         body, heads = "\n      ".join(lines), "\n    ".join(declarations.values())
         return f"""  builtin.module {{
     {heads}
@@ -223,6 +228,24 @@ stream.executable private @{self.symbol}_exe attributes {{
       return
     }}
   }}"""
+
+    def _wait(self, i: int) -> str:
+        """MLIR: until kernel i is done; nothing after the last one.
+
+        Meanwhile the weights that are streamed next begin to come into the cache.
+        """
+        later = self.plan.kernels[i + 1 :]
+        if not later:
+            return ""
+        place, ahead = _NOTHING, 0
+        following = next((k.streams for k in later if k.streams), None)
+        if following in self.inputs:
+            found = self.plan.tensors[following]
+            place, ahead = following, min(math.prod(found.shape), _MOST_AHEAD)
+        return f"""
+      %_ahead_{i} = arith.constant {ahead} : index
+      func.call @llmir_wait(%{_TEAM}_base, %{_TEAM}_at, %_stage_{i}, %_total_{i},
+          %{place}_base, %{place}_at, %_ahead_{i}) : {_WAIT}"""
 
     def _places(self) -> str:
         """MLIR: where each tensor between kernels begins in `work`, and %work_bytes of it.
@@ -314,7 +337,7 @@ def _alias(name: str, value: str) -> str:
     return f"%{name} = arith.addi {value}, %_end_0 : index"
 
 
-def _stage(i: int, kernel: CKernel, call: str, *, is_last: bool) -> str:
+def _stage(i: int, kernel: CKernel, call: str, wait: str) -> str:
     """MLIR of one kernel: its workgroups that this worker claims."""
 
     def grid(value: str) -> str:
@@ -324,12 +347,6 @@ def _stage(i: int, kernel: CKernel, call: str, *, is_last: bool) -> str:
 
     x, y = (*kernel.grid, "1")[:2]
     team = f"%{_TEAM}_base, %{_TEAM}_at, %_stage_{i}"
-    wait = (
-        ""
-        if is_last
-        else f"\n      func.call @llmir_wait({team}, %_total_{i}) "
-        ": (memref<i32>, index, index, index) -> ()"
-    )
     return f"""%_before_{i} = arith.constant {i} : index
       %_stage_{i} = arith.addi %slot, %_before_{i} : index
       %_x_{i} = {grid(x)}

@@ -76,6 +76,7 @@ class CKernel:
     tied:       the one of `reads` that it writes in place; "" if none
     arguments:  what the C function is called with
     grid:       x and y: names of index values, or numbers
+    streams:    the one of `reads` that comes from memory, from its first byte on; "" if none
     """
 
     function: str
@@ -84,6 +85,7 @@ class CKernel:
     arguments: tuple[Argument, ...]
     grid: tuple[str, ...]
     tied: str = ""
+    streams: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

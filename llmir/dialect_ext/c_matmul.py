@@ -138,6 +138,7 @@ def _matmul(call: Call, y: TensorType, y_dims: tuple[str, ...], extra_flags: int
             Count(1),
         ),
         grid=("count_n", "count_m"),
+        streams="weight",
     )
     return Plan(
         tensors={

@@ -46,11 +46,16 @@ void llmir_done(int32_t *team, size_t team_at, size_t stage, size_t count) {
     futex(done, FUTEX_WAKE, 0x7FFFFFFF);
 }
 
-// Until all are.
-void llmir_wait(int32_t *team, size_t team_at, size_t stage, size_t count) {
+// Until all are; meanwhile the caches get the first bytes of `next`, which is read afterwards.
+void llmir_wait(int32_t *team, size_t team_at, size_t stage, size_t count, const uint8_t *next,
+                size_t next_at, size_t next_bytes) {
   int32_t *done = team + team_at + stage * STAGE_INTS + DONE_AT;
+  next += next_at;
+  size_t fetched = 0;
   for (int spins = 0; spins < SPINS; spins++) {
     if ((size_t)__atomic_load_n(done, __ATOMIC_ACQUIRE) >= count) return;
+    for (size_t end = fetched + 256; fetched < end && fetched < next_bytes; fetched += 64)
+      prefetch(next + fetched);
 #if defined(__x86_64__)
     _mm_pause();
 #elif defined(__aarch64__)

@@ -27,6 +27,7 @@ class Team:
         if level not in levels_here():
             pytest.skip(f"{level.name} was compiled, and not run: this machine cannot")
         library = kernels(level.name)
+        self.weights = np.zeros(1000, np.uint8)  # what is fetched while a worker waits
         self.counters = np.zeros((FIRST + stages, STAGE_INTS), np.int32)
         self._counters = ctypes.c_void_p(self.counters.ctypes.data)
         self._claim, self._done, self._wait = (
@@ -44,7 +45,9 @@ class Team:
 
     def wait(self, stage: int, count: int) -> None:
         sizes = (ctypes.c_size_t(FIRST + stage), ctypes.c_size_t(count))
-        self._wait(self._counters, ctypes.c_size_t(0), *sizes)
+        following = ctypes.c_void_p(self.weights.ctypes.data)
+        offset, ahead = ctypes.c_size_t(64), ctypes.c_size_t(self.weights.size - 64)
+        self._wait(self._counters, ctypes.c_size_t(0), *sizes, following, offset, ahead)
 
     def work(self, counts: list[int], seen: list[Counter[int]], short: list[int]) -> None:
         """What a worker does in a chain; `short` gets the stages that others had not finished."""
