@@ -109,6 +109,9 @@ INLINE void prefetch_block(int dtype, const Context *context, size_t start) {
     }
 }
 
+// Where the first block starts that a tile reads.
+INLINE size_t first_block(const Context *context) { return context->first / KV_BLOCK * KV_BLOCK; }
+
 INLINE KvBlock kv_block(int dtype, const Context *context, size_t start) {
   const size_t ps = context->shape.page_size;
   KvBlock block = {.start = start};
@@ -131,9 +134,9 @@ INLINE KvBlock kv_block(int dtype, const Context *context, size_t start) {
 }
 
 // Scores of `rows` (at most 4) rows from `row` on at 16 `vectors` of the block's 64 positions, from
-// the sixteen `from` on.
+// the sixteen `from` on.  next: NULL, or a block whose K is fetched meanwhile.
 INLINE void score_some(int dtype, int rows, int vectors, const Tile *tile, size_t row,
-                       const KvBlock *block, size_t page_size, int from,
+                       const KvBlock *block, const KvBlock *next, size_t page_size, int from,
                        f32x16 scores[4][KV_BLOCK / LANES]) {
   const size_t dim = tile->dim;
   f32x16 out[4][VECTORS_AT_ONCE];
@@ -144,6 +147,7 @@ INLINE void score_some(int dtype, int rows, int vectors, const Tile *tile, size_
     for (size_t d = 0; d < dim / 2; d++)
       for (int i = 0; i < vectors; i++) {
         u32x16 k = *(const u32x16_any *)(block->k[from + i] + d * page_size * 4);
+        if (next) prefetch(next->k[from + i] + d * page_size * 4);
         for (int r = 0; r < rows; r++)
           out[r][i] = dot2_bf16(out[r][i], k, q[(size_t)r * (dim / 2) + d]);
       }
@@ -154,6 +158,7 @@ INLINE void score_some(int dtype, int rows, int vectors, const Tile *tile, size_
       for (int r = 0; r < rows; r++) q_d[r] = splat(q[(size_t)r * dim + d]);
       for (int i = 0; i < vectors; i++) {
         f32x16 k = k_column(dtype, block->k[from + i], d * page_size);
+        if (next) prefetch(next->k[from + i] + d * page_size * kv_bytes(dtype));
         for (int r = 0; r < rows; r++) out[r][i] = fma16(k, q_d[r], out[r][i]);
       }
     }
@@ -168,15 +173,16 @@ INLINE void score_some(int dtype, int rows, int vectors, const Tile *tile, size_
 }
 
 INLINE void score(int dtype, int rows, const Tile *tile, size_t row, const KvBlock *block,
-                  size_t page_size, f32x16 out[4][KV_BLOCK / LANES]) {
+                  const KvBlock *next, size_t page_size, f32x16 out[4][KV_BLOCK / LANES]) {
 #pragma clang loop unroll(disable)
   for (int from = 0; from < KV_BLOCK / LANES; from += VECTORS_AT_ONCE)
-    score_some(dtype, rows, VECTORS_AT_ONCE, tile, row, block, page_size, from, out);
+    score_some(dtype, rows, VECTORS_AT_ONCE, tile, row, block, next, page_size, from, out);
 }
 
 // sums[row + r, 16 `vectors` dims from d on] += Σ p[r, position] V[position, :] over the block.
+// next: NULL, or a block whose V is fetched meanwhile.
 INLINE void weigh(int dtype, int rows, int vectors, Tile *tile, size_t row, const float *p,
-                  const KvBlock *block, size_t d) {
+                  const KvBlock *block, const KvBlock *next, size_t d) {
   const size_t dim = tile->dim;
   f32x16 acc[4][VECTORS_AT_ONCE];
   float *sums = tile->sums + row * dim + d;
@@ -188,6 +194,7 @@ INLINE void weigh(int dtype, int rows, int vectors, Tile *tile, size_t row, cons
     const size_t o = block->from > at ? block->from - at : 0;
     const size_t end = block->to < at + LANES ? block->to - at : LANES;
     const uint8_t *v_16 = block->v[sixteen];
+    const uint8_t *next_16 = next ? next->v[sixteen] : NULL;
     if (dtype == KV_BF16) {
       const uint32_t *pairs = (const uint32_t *)p + sixteen * (LANES / 2);
       for (size_t pair = o / 2; pair < (end + 1) / 2; pair++) {
@@ -196,6 +203,7 @@ INLINE void weigh(int dtype, int rows, int vectors, Tile *tile, size_t row, cons
             (2 * pair >= o ? 0xFFFFu : 0) | (2 * pair + 1 < end ? 0xFFFF0000u : 0);
         for (int i = 0; i < vectors; i++) {
           u32x16 v = *(const u32x16_any *)(v_16 + (pair * dim + d + 16 * i) * 4) & keep;
+          if (next) prefetch(next_16 + (pair * dim + d + 16 * i) * 4);
           for (int r = 0; r < rows; r++)
             acc[r][i] = dot2_bf16(acc[r][i], v, pairs[r * KV_BLOCK + pair]);
         }
@@ -206,6 +214,7 @@ INLINE void weigh(int dtype, int rows, int vectors, Tile *tile, size_t row, cons
         for (int r = 0; r < rows; r++) p_o[r] = splat(p[r * KV_BLOCK + sixteen * LANES + at_o]);
         for (int i = 0; i < vectors; i++) {
           f32x16 v = k_column(dtype, v_16, at_o * dim + d + 16 * i);
+          if (next) prefetch(next_16 + (at_o * dim + d + 16 * i) * kv_bytes(dtype));
           for (int r = 0; r < rows; r++) acc[r][i] = fma16(v, p_o[r], acc[r][i]);
         }
       }
@@ -276,16 +285,16 @@ INLINE void soften(int dtype, int rows, Tile *tile, size_t row, const KvBlock *b
 }
 
 INLINE void attend_rows(int dtype, int rows, Tile *tile, size_t row, const KvBlock *block,
-                        size_t page_size) {
+                        const KvBlock *next, size_t page_size) {
   f32x16 s[4][KV_BLOCK / LANES];
   float p[4 * KV_BLOCK] __attribute__((aligned(64)));
-  score(dtype, rows, tile, row, block, page_size, s);
+  score(dtype, rows, tile, row, block, next, page_size, s);
   soften(dtype, rows, tile, row, block, s, p);
   size_t d = 0;
   for (; d + VECTORS_AT_ONCE * LANES <= tile->dim; d += VECTORS_AT_ONCE * LANES)
-    weigh(dtype, rows, VECTORS_AT_ONCE, tile, row, p, block, d);
+    weigh(dtype, rows, VECTORS_AT_ONCE, tile, row, p, block, next, d);
 #if VECTORS_AT_ONCE > 1
-  for (; d < tile->dim; d += LANES) weigh(dtype, rows, 1, tile, row, p, block, d);
+  for (; d < tile->dim; d += LANES) weigh(dtype, rows, 1, tile, row, p, block, next, d);
 #endif
 }
 
@@ -396,7 +405,10 @@ INLINE void amx_attend_rows(Tile *tile, size_t row, const KvBlock *block, size_t
 }
 #endif
 
-INLINE void attend_block(int dtype, Tile *tile, const Context *context, size_t start) {
+// The block of the context that starts there.  `next` is fetched meanwhile: a few rows are done
+// with a block so soon that asking for all of the next one at once would take as long.
+INLINE void attend_block(int dtype, Tile *tile, const Context *context, size_t start,
+                         const KvBlock *next) {
   const KvBlock block = kv_block(dtype, context, start);
   const size_t page_size = context->shape.page_size;
 #if defined(__AMX_BF16__)
@@ -407,17 +419,33 @@ INLINE void attend_block(int dtype, Tile *tile, const Context *context, size_t s
   }
 #endif
   size_t row = 0;
-  for (; row + 4 <= tile->rows; row += 4) attend_rows(dtype, 4, tile, row, &block, page_size);
+  if (tile->rows > 4) {
+    for (; row + 4 <= tile->rows; row += 4)
+      attend_rows(dtype, 4, tile, row, &block, NULL, page_size);
+    next = &block;
+  }
   switch (tile->rows - row) {
-    case 3: attend_rows(dtype, 3, tile, row, &block, page_size); break;
-    case 2: attend_rows(dtype, 2, tile, row, &block, page_size); break;
-    case 1: attend_rows(dtype, 1, tile, row, &block, page_size); break;
+    case 4: attend_rows(dtype, 4, tile, row, &block, next, page_size); break;
+    case 3: attend_rows(dtype, 3, tile, row, &block, next, page_size); break;
+    case 2: attend_rows(dtype, 2, tile, row, &block, next, page_size); break;
+    case 1: attend_rows(dtype, 1, tile, row, &block, next, page_size); break;
     default: break;
   }
 }
 
+// Whether a tile's blocks are fetched while the ones before are attended to, line by line.
+INLINE int fetches_by_line(int dtype, const Tile *tile) {
+#if defined(__AMX_BF16__)
+  if (dtype == KV_BF16 && tile->dim % 32 == 0) return 0;
+#endif
+  (void)dtype;
+  return tile->rows <= 4;
+}
+
 // maximum, weight and sums of the tile over one chunk.  A block is read once for all rows.
-INLINE void attend_chunk(int dtype, Tile *tile, const Context *context, size_t start) {
+// following: the context that is wanted after this one, or this one.
+INLINE void attend_chunk(int dtype, Tile *tile, const Context *context, const Context *following,
+                         size_t start) {
   for (size_t i = 0; i < tile->rows * tile->dim; i += LANES) store(tile->sums + i, splat(0));
   for (size_t row = 0; row < tile->rows; row++) {
     tile->maximum[row] = MINUS_INFINITY;
@@ -425,8 +453,16 @@ INLINE void attend_chunk(int dtype, Tile *tile, const Context *context, size_t s
   }
   for (size_t at = start; at < start + KV_CHUNK && at < context->end; at += KV_BLOCK) {
     if (at + KV_BLOCK <= context->first) continue;
-    prefetch_block(dtype, context, at + KV_BLOCK);
-    attend_block(dtype, tile, context, at);
+    const int is_last = at + KV_BLOCK >= context->end;
+    const Context *of_next = is_last ? following : context;
+    const size_t next_at = is_last ? first_block(following) : at + KV_BLOCK;
+    if (fetches_by_line(dtype, tile)) {
+      const KvBlock next = kv_block(dtype, of_next, next_at);
+      attend_block(dtype, tile, context, at, &next);
+    } else {
+      prefetch_block(dtype, of_next, next_at);
+      attend_block(dtype, tile, context, at, NULL);
+    }
   }
   for (size_t row = 0; row < tile->rows; row++)
     tile->weight[row] = sum16(load(tile->weights + row * LANES));
@@ -530,8 +566,10 @@ INLINE void attend(int dtype, const float *q, uint8_t *kv, const int32_t *page_t
     if (chunk * KV_CHUNK >= context.end || (chunk + 1) * KV_CHUNK <= context.first) return;
     tile.rows = group;
     tile.positions = positions + token;
+    const size_t first = first_block(&context), start = chunk * KV_CHUNK;
+    prefetch_block(dtype, &context, first > start ? first : start);
     load_queries(dtype, &tile, q, q_heads, head, token, scale);
-    attend_chunk(dtype, &tile, &context, chunk * KV_CHUNK);
+    attend_chunk(dtype, &tile, &context, &context, start);
     for (size_t row = 0; row < group; row++) {
       float *part = parts + ((token * chunks + chunk) * q_heads + head * group + row) * (dim + 2);
       for (size_t d = 0; d < dim; d += LANES) store(part + d, load(tile.sums + row * dim + d));
@@ -545,13 +583,11 @@ INLINE void attend(int dtype, const float *q, uint8_t *kv, const int32_t *page_t
   const size_t most = tile_tokens(group, dim);
   const size_t tile_end = (id + 1) * most < tokens ? (id + 1) * most : tokens;
   Run run = run_at(id * most, tile_end, token_seq, positions, page_table, columns, window, &context);
-  prefetch_block(dtype, &run.context, run.context.first / KV_BLOCK * KV_BLOCK);
+  prefetch_block(dtype, &run.context, first_block(&run.context));
   for (;;) {
     Run next = run;
-    if (run.end < tile_end) {
+    if (run.end < tile_end)
       next = run_at(run.end, tile_end, token_seq, positions, page_table, columns, window, &context);
-      prefetch_block(dtype, &next.context, next.context.first / KV_BLOCK * KV_BLOCK);
-    }
     const size_t token = run.token;
     tile.rows = (run.end - token) * group;
     tile.positions = positions + token;
@@ -562,7 +598,7 @@ INLINE void attend(int dtype, const float *q, uint8_t *kv, const int32_t *page_t
     }
     for (size_t at = run.context.first / KV_CHUNK * KV_CHUNK; at < run.context.end;
          at += KV_CHUNK) {
-      attend_chunk(dtype, &tile, &run.context, at);
+      attend_chunk(dtype, &tile, &run.context, &next.context, at);
       for (size_t row = 0; row < tile.rows; row++)
         add_chunk(&total[row], totals + row * dim, dim, tile.maximum[row], tile.weight[row],
                   tile.sums + row * dim);
