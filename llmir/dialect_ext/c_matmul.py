@@ -158,8 +158,10 @@ def row_bytes(cols: int, activations: str) -> int:
     """Bytes of a row of activations in scratch memory, at most: see plugins/cpu/activations.h."""
     blocks = cols // packed.BLOCK
     if activations in PLANES:
-        return (2 * cols + 16 * blocks + 63) // 64 * 64
-    return (4 * cols + 4 * blocks + 63) // 64 * 64
+        used = 2 * cols + 16 * blocks
+    else:
+        used = 4 * cols + 4 * blocks
+    return (-(-used // 64) | 1) * 64
 
 
 def _scratch_bytes(cols: int, activations: str) -> str:

@@ -21,7 +21,7 @@ from llmir.dialect_ext.types import TensorType
 from llmir.targets import Target
 
 PAGES = "columns"
-# As in plugins/cpu/attention.c.
+# As in plugins/cpu/attention.c and attention_rows.h.
 _LANES = 16
 _KV_CHUNK = 256
 _MAX_ROW_FLOATS = 4096

@@ -18,7 +18,7 @@
 // f32:   x' itself.
 // bf16:  x' rounded to bfloat16, to nearest and even; but for WITH_BF16 as float32.
 //
-// A row in scratch, padded to 64 bytes:
+// A row in scratch, padded to whole cache lines:
 //   integers:    high int8[K] | low int8[K]? | scale f32[K/32] | scaled_sum f32[K/32]
 //                | offset i32[K/32], or [K/32, 2]: room for 2
 //                with AVX2 room for low is always there, and q int16[K] for formats that are wide
@@ -61,9 +61,11 @@ typedef struct {
   const int32_t *offset;     // [K/32, parts]
 } ActivationRow;
 
+// An odd number of cache lines: rows a power of two apart would want the same place in a cache.
 INLINE size_t row_bytes(size_t k, int precision) {
-  if (precision >= FLOAT32) return (4 * k + 4 * (k / BLOCK) + 63) / 64 * 64;
-  return (stored_bytes(precision) * k + 16 * (k / BLOCK) + 63) / 64 * 64;
+  const size_t bytes = precision >= FLOAT32 ? 4 * k + 4 * (k / BLOCK)
+                                            : stored_bytes(precision) * k + 16 * (k / BLOCK);
+  return ((bytes + 63) / 64 | 1) * 64;
 }
 
 INLINE ActivationRow activation_row(const uint8_t *row, size_t k, int precision) {
