@@ -6,8 +6,11 @@ verifies, removes nor merges it, so the passes here do.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from types import ModuleType
 
 from iree.compiler import ir, passmanager
 
@@ -17,6 +20,21 @@ from llmir.dialect_ext.types import TensorType
 from llmir.errors import CompileError, VerifyError
 
 _SEGMENTS = "operandSegmentSizes"
+
+
+def _stop_searching(dialects: Sequence[str]) -> None:
+    """Give dialects that have no Python module an empty one.
+
+    MLIR asks a dialect's module for the class of an operation each time that it hands one to
+    Python.  Where there is no module it would search for it on the disk, each time again.
+    """
+    for dialect in dialects:
+        name = f"iree.compiler.dialects.{dialect}"
+        if find_spec(name) is None:
+            sys.modules[name] = ModuleType(name)
+
+
+_stop_searching(("llm", "torch", "torch_c"))
 
 
 def parse_module(text: str, context: ir.Context | None = None) -> ir.Module:
