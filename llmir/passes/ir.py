@@ -90,10 +90,22 @@ def text_attribute(operation: ir.Operation, name: str) -> str:
     return ir.StringAttr(operation.attributes[name]).value
 
 
+_CALLS: dict[object, Call] = {}
+"""The calls that were verified, by all that they depend on: a model has few that differ."""
+
+
 def call_of(operation: ir.Operation) -> Call:
     """The verified Call that an llm op in the IR stands for.  Raises VerifyError."""
-    name = operation.name.removeprefix("llm.")
-    op = get_op(name)
+    op = get_op(operation.name.removeprefix("llm."))
+    operands = tuple(str(v.type) for v in operation.operands)
+    results = tuple(str(r.type) for r in operation.results)
+    key = (op, attributes_key(operation), operands, results)
+    if key not in _CALLS:
+        _CALLS[key] = _verified(op, operation)
+    return _CALLS[key]
+
+
+def _verified(op: Op, operation: ir.Operation) -> Call:
     attrs = {
         a.name: _attr_value(op, a.name, a.attr)
         for a in (operation.attributes[i] for i in range(len(operation.attributes)))
