@@ -6,8 +6,11 @@ verifies, removes nor merges it, so the passes here do.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from types import ModuleType
 
 from iree.compiler import ir, passmanager
 
@@ -17,6 +20,21 @@ from llmir.dialect_ext.types import TensorType
 from llmir.errors import CompileError, VerifyError
 
 _SEGMENTS = "operandSegmentSizes"
+
+
+def _stop_searching(dialects: Sequence[str]) -> None:
+    """Give dialects that have no Python module an empty one.
+
+    MLIR asks a dialect's module for the class of an operation each time that it hands one to
+    Python.  Where there is no module it would search for it on the disk, each time again.
+    """
+    for dialect in dialects:
+        name = f"iree.compiler.dialects.{dialect}"
+        if find_spec(name) is None:
+            sys.modules[name] = ModuleType(name)
+
+
+_stop_searching(("llm", "torch", "torch_c"))
 
 
 def parse_module(text: str, context: ir.Context | None = None) -> ir.Module:
@@ -72,10 +90,22 @@ def text_attribute(operation: ir.Operation, name: str) -> str:
     return ir.StringAttr(operation.attributes[name]).value
 
 
+_CALLS: dict[object, Call] = {}
+"""The calls that were verified, by all that they depend on: a model has few that differ."""
+
+
 def call_of(operation: ir.Operation) -> Call:
     """The verified Call that an llm op in the IR stands for.  Raises VerifyError."""
-    name = operation.name.removeprefix("llm.")
-    op = get_op(name)
+    op = get_op(operation.name.removeprefix("llm."))
+    operands = tuple(str(v.type) for v in operation.operands)
+    results = tuple(str(r.type) for r in operation.results)
+    key = (op, attributes_key(operation), operands, results)
+    if key not in _CALLS:
+        _CALLS[key] = _verified(op, operation)
+    return _CALLS[key]
+
+
+def _verified(op: Op, operation: ir.Operation) -> Call:
     attrs = {
         a.name: _attr_value(op, a.name, a.attr)
         for a in (operation.attributes[i] for i in range(len(operation.attributes)))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from iree.compiler import ir
@@ -64,10 +65,10 @@ def recipe_of(global_op: ir.Operation) -> PackedParameter | None:
     return PackedParameter(**{**data, "sources": tuple(data["sources"])})
 
 
-def globals_of(module: ir.Module) -> list[ir.Operation]:
-    """Every `util.global` of a module."""
+def globals_of(module: ir.Module) -> Iterator[ir.Operation]:
+    """Every `util.global` of a module, in order."""
     found = (op.operation for op in module.body.operations)
-    return [op for op in found if op.name == "util.global"]
+    return (op for op in found if op.name == "util.global")
 
 
 def load_packed(
@@ -75,7 +76,7 @@ def load_packed(
 ) -> ir.Value:
     """Load a packed parameter before `at`; its global is made if it is not there."""
     symbol = f"__packed.{recipe.name}"
-    if symbol not in module.operation.attributes and not _find(module, symbol):
+    if symbol not in ir.SymbolTable(module.operation):
         scope = _scope(module)
         text = (
             f'util.global private @"{symbol}" = '
@@ -119,19 +120,10 @@ def _global_of(value: ir.Value) -> ir.Operation | None:
     top = load
     while top.parent is not None:
         top = top.parent.operation
-    for op in top.regions[0].blocks[0]:
-        operation = op.operation
-        if operation.name == "util.global" and _symbol(operation) == symbol:
-            return operation
-    raise CompileError(f"no global @{symbol} in the module")
-
-
-def _find(module: ir.Module, symbol: str) -> bool:
-    return any(_symbol(op) == symbol for op in globals_of(module))
-
-
-def _symbol(global_op: ir.Operation) -> str:
-    return ir.StringAttr(global_op.attributes["sym_name"]).value
+    symbols = ir.SymbolTable(top)
+    if symbol not in symbols:
+        raise CompileError(f"no global @{symbol} in the module")
+    return symbols[symbol].operation
 
 
 def _scope(module: ir.Module) -> str:
