@@ -6,8 +6,12 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import llmir
 
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
@@ -15,6 +19,12 @@ sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tools")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Compiled artifacts are kept between runs: the cache key covers llmir's own sources.
 os.environ["LLMIR_CACHE"] = str(ROOT / ".cache" / "llmir")
+
+# In pytest's workers, torch and BLAS get no more threads than there are cores: more would wait
+# for each other in loops, and take the time from the tests beside them.
+_workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_name, str(max(1, (os.cpu_count() or 1) // _workers)))
 
 DEMO_QUESTION = "What is the capital of France?"
 
@@ -52,6 +62,13 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     return make
 
 
+@pytest.fixture(scope="session")
+def one_layer(tiny_checkpoint: Callable[..., Path]) -> Path:
+    """A tiny Llama of one layer, which compiles in half the time: for tests of compiling itself,
+    of which no two can share what was compiled, and to which it is one model or another."""
+    return tiny_checkpoint("llama", num_hidden_layers=1)
+
+
 @pytest.fixture
 def cache_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache directory for one test."""
@@ -66,3 +83,13 @@ def tiny_artifact(tiny_checkpoint: Callable[..., Path]) -> Path:
     import llmir
 
     return llmir.compile(tiny_checkpoint("llama")).path
+
+
+@pytest.fixture(scope="session")
+def short_steps(tiny_checkpoint: Callable[..., Path]) -> llmir.Artifact:
+    """The same with steps of at most 32 tokens and 4 sequences, and float32 keys and values."""
+    import llmir
+
+    return llmir.compile(
+        tiny_checkpoint("llama"), kv_dtype="f32", max_num_batched_tokens=32, max_num_seqs=4
+    )

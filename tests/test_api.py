@@ -97,9 +97,9 @@ def test_no_model(tmp_path: Path) -> None:
         {"max_model_len": 17, "page_size": 32},
     ],
 )
-def test_small_limits(limits: dict[str, int], tiny_checkpoint: Callable[..., Path]) -> None:
-    llm = llmir.LLM(tiny_checkpoint("llama"), kv_cache_memory_bytes=TINY_KV, **limits)
-    expected = llmir.LLM(tiny_checkpoint("llama"), kv_cache_memory_bytes=TINY_KV)
+def test_small_limits(limits: dict[str, int], one_layer: Path) -> None:
+    llm = llmir.LLM(one_layer, kv_cache_memory_bytes=TINY_KV, **limits)
+    expected = llmir.LLM(one_layer, kv_cache_memory_bytes=TINY_KV)
     got, want = (
         [o.outputs[0].token_ids for o in m.generate(PROMPTS, GREEDY)] for m in (llm, expected)
     )
@@ -107,12 +107,13 @@ def test_small_limits(limits: dict[str, int], tiny_checkpoint: Callable[..., Pat
 
 
 def test_a_model_with_a_short_context(tiny_checkpoint: Callable[..., Path]) -> None:
-    made = llmir.compile(tiny_checkpoint("llama", max_position_embeddings=32))
+    short = {"max_position_embeddings": 32, "num_hidden_layers": 1}
+    made = llmir.compile(tiny_checkpoint("llama", **short))
     assert made.manifest.limits.max_model_len == 32
 
 
-def test_larger_limits_are_compiled_for(tiny_checkpoint: Callable[..., Path]) -> None:
-    llm = llmir.LLM(tiny_checkpoint("llama"), max_num_seqs=80, kv_cache_memory_bytes=TINY_KV)
+def test_larger_limits_are_compiled_for(one_layer: Path) -> None:
+    llm = llmir.LLM(one_layer, max_num_seqs=80, kv_cache_memory_bytes=TINY_KV)
     assert llm.artifact.manifest.limits.max_num_seqs == 80
 
 
@@ -121,13 +122,15 @@ def test_the_device_decides_the_target(tiny_checkpoint: Callable[..., Path]) -> 
     assert [m.target for m in llm.artifact.manifest.modules] == ["vulkan"]
 
 
-def test_the_first_module_that_this_machine_can_run(tiny_checkpoint: Callable[..., Path]) -> None:
-    made = llmir.compile(tiny_checkpoint("llama"), ["cuda:sm_80", "cpu"])
+def test_the_first_module_that_this_machine_can_run(one_layer: Path, tmp_path: Path) -> None:
+    made = llmir.compile(one_layer, ["cuda:sm_80", "cpu"], tmp_path / "both.llmir")
     llm = llmir.LLM(made, kv_cache_memory_bytes=TINY_KV)
     assert llm.engine.runner.module.target == "cpu:host"  # type: ignore[attr-defined]
-    only_cuda = llmir.compile(tiny_checkpoint("llama"), "cuda:sm_80")
+    manifest = json.loads((made.path / "manifest.json").read_text())
+    del manifest["modules"][1]
+    (made.path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(ArtifactTargetError, match="cuda:sm_80 needs a device of the driver cuda"):
-        llmir.LLM(only_cuda)
+        llmir.LLM(made.path)
 
 
 def test_windows_and_a_kv_cache_too_small_for_all(tiny_checkpoint: Callable[..., Path]) -> None:
@@ -170,9 +173,7 @@ def test_the_cache_key_covers_what_decides_the_artifact(
     assert key_of(model) != first
 
 
-def test_a_second_compile_is_a_hit_and_loads_no_compiler(
-    tiny_checkpoint: Callable[..., Path], cache_dir: Path
-) -> None:
+def test_a_second_compile_is_a_hit_and_loads_no_compiler(one_layer: Path, cache_dir: Path) -> None:
     stages: list[str] = []
 
     def on_stage(name: str) -> Any:
@@ -181,23 +182,22 @@ def test_a_second_compile_is_a_hit_and_loads_no_compiler(
         stages.append(name)
         return nullcontext()
 
-    model = tiny_checkpoint("llama")
-    first = llmir.compile(model, on_stage=on_stage)
+    first = llmir.compile(one_layer, on_stage=on_stage)
     assert stages[-1] == "writing weights"
     stages.clear()
-    second = llmir.compile(model, on_stage=on_stage)
+    second = llmir.compile(one_layer, on_stage=on_stage)
     assert stages == ["finding the model", "looking in the cache"]
     assert second == first
     assert first.path.parent == cache_dir / "artifacts"
     # A damaged one is made again.
     (first.path / "model.cpu-host.vmfb").write_bytes(b"nothing")
-    assert llmir.compile(model).manifest.created >= first.manifest.created
+    assert llmir.compile(one_layer).manifest.created >= first.manifest.created
     llmir.load(first.path)
 
 
-def test_names_that_are_not_utf8(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_names_that_are_not_utf8(one_layer: Path, tmp_path: Path) -> None:
     odd = tmp_path / os.fsdecode(b"mod\xe9l")
-    shutil.copytree(tiny_checkpoint("llama"), odd)
+    shutil.copytree(one_layer, odd)
     made = llmir.compile(odd, output=tmp_path / "out.llmir")
     assert made.manifest.source == "mod\N{REPLACEMENT CHARACTER}l"
     assert llmir.load(made.path).manifest == made.manifest

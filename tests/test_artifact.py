@@ -164,12 +164,14 @@ def test_a_damaged_memory_of_digests_is_forgotten(tmp_path: Path) -> None:
     assert memo.sha256(file) == expected
 
 
-def test_an_artifact_for_another_architecture(tiny_checkpoint: Callable[..., Path]) -> None:
-    made = llmir.compile(tiny_checkpoint("llama"), "cpu:aarch64")
+def test_an_artifact_for_another_architecture(copy: Path) -> None:
+    """tests/targets compiles for them, and has what the manifest then says."""
+    other = {"target": "cpu:aarch64-neon", "cpu_arch": "aarch64", "cpu_features": ["neon"]}
+    edit_manifest(copy, lambda m: m["modules"][0].update(other))
     with pytest.raises(
         ArtifactTargetError, match="cpu:aarch64-neon needs the aarch64 architecture"
     ):
-        llmir.LLM(made)
+        llmir.LLM(copy)
 
 
 def test_an_artifact_for_a_newer_cpu(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,10 +233,10 @@ def test_only_artifacts_and_empty_directories_are_replaced(copy: Path, tmp_path:
 
 
 def test_an_empty_directory_is_taken(
-    tiny_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_layer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    made = llmir.compile(tiny_checkpoint("llama"), output="x[1].llmir")
+    made = llmir.compile(one_layer, output="x[1].llmir")
     assert made.path == tmp_path / "x[1].llmir"
     monkeypatch.chdir("/")
     assert llmir.LLM(made, kv_cache_memory_bytes=1 << 22).score([5, 6, 7]).shape == (2,)
@@ -257,9 +259,7 @@ def test_modes_follow_the_umask(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "out").stat().st_mode) == 0o750
 
 
-def test_two_processes_compile_the_same_model_once(
-    tiny_checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_two_processes_compile_the_same_model_once(one_layer: Path, tmp_path: Path) -> None:
     """The second waits for the first and finds what it made."""
     code = """
 import sys, time
@@ -272,7 +272,7 @@ def on_stage(name):
     yield
 print(llmir.compile(sys.argv[1], "cpu", on_stage=on_stage).manifest.created, flush=True)
 """
-    command = [sys.executable, "-c", code, tiny_checkpoint("llama-mha")]
+    command = [sys.executable, "-c", code, one_layer]
     env = {**os.environ, "LLMIR_CACHE": str(tmp_path)}
     both = [subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     said = [p.communicate(timeout=200)[0].split() for p in both]
@@ -316,29 +316,26 @@ llmir.compile(sys.argv[1], "cpu", sys.argv[2], on_stage=on_stage)
 
 
 @pytest.mark.parametrize("stage", ["writing weights", "compiling for cpu:host"])
-def test_killed_in_the_middle(
-    stage: str, tiny_checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_killed_in_the_middle(stage: str, one_layer: Path, tmp_path: Path) -> None:
     output = tmp_path / "out.llmir"
-    model = tiny_checkpoint("llama-tied")
     code = COMPILE.format(action="os.kill(os.getpid(), signal.SIGKILL)")
-    done = subprocess.run([sys.executable, "-c", code, model, output, stage], check=False)
+    done = subprocess.run([sys.executable, "-c", code, one_layer, output, stage], check=False)
     assert done.returncode == -signal.SIGKILL
     assert not output.exists()
     left = sorted(p.name for p in tmp_path.iterdir())
     assert [n for n in left if "partial" in n], "the killed compile's directory is still there"
-    llmir.compile(model, "cpu", output)
+    llmir.compile(one_layer, "cpu", output)
     llmir.load(output)
     assert [p.name for p in tmp_path.iterdir()] == ["out.llmir"]
 
 
-def test_a_full_disk(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
+def test_a_full_disk(one_layer: Path, tmp_path: Path) -> None:
     """A file-size limit stands for the full disk: the write fails the same way."""
     output = tmp_path / "out.llmir"
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))"
     code = COMPILE.format(action=limit)
     done = subprocess.run(
-        [sys.executable, "-c", code, tiny_checkpoint("llama-tied"), output, "writing weights"],
+        [sys.executable, "-c", code, one_layer, output, "writing weights"],
         check=False,
         capture_output=True,
         text=True,
@@ -349,12 +346,12 @@ def test_a_full_disk(tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> No
 
 
 def test_too_little_space_is_said_before_writing(
-    tiny_checkpoint: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    one_layer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil._ntuple_diskusage(100, 99, 1)  # type: ignore[attr-defined]
     monkeypatch.setattr("llmir.compiler.weights.shutil.disk_usage", lambda path: usage)
     with pytest.raises(OSError, match=r"weights.packed.irpa needs \d+ bytes, 1 are free"):
-        llmir.compile(tiny_checkpoint("llama-tied"), "cpu", tmp_path / "out.llmir")
+        llmir.compile(one_layer, "cpu", tmp_path / "out.llmir")
     assert list(tmp_path.iterdir()) == []
 
 

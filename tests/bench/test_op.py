@@ -50,10 +50,8 @@ LIMITS = MachineLimits(
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_checkpoint: Callable[..., Path]) -> llmir.Artifact:
-    return llmir.compile(
-        tiny_checkpoint("llama"), kv_dtype="f32", max_num_batched_tokens=32, max_num_seqs=4
-    )
+def tiny(short_steps: llmir.Artifact) -> llmir.Artifact:
+    return short_steps
 
 
 def calls_of(artifact: llmir.Artifact) -> dict[str, StepCall]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -40,8 +39,8 @@ LIMITS = MachineLimits(
 
 
 @pytest.fixture(scope="module")
-def tiny(tiny_checkpoint: Callable[..., Path]) -> llmir.Artifact:
-    return llmir.compile(tiny_checkpoint("llama"), max_num_batched_tokens=32, max_num_seqs=4)
+def tiny(short_steps: llmir.Artifact) -> llmir.Artifact:
+    return short_steps
 
 
 def cell(name: str, *rates: float, same: bool = False, error: str = "") -> Cell:

@@ -14,7 +14,7 @@ from llmir import artifact as artifacts
 
 
 def test_compile_and_find_again(
-    llmir: Llmir, tiny_checkpoint: Callable[..., Path], tmp_path: Path, cache_dir: Path
+    llmir: Llmir, one_layer: Path, tmp_path: Path, cache_dir: Path
 ) -> None:
     """Where nobody watches, nothing but the document is printed."""
     output = tmp_path / "out"
@@ -29,7 +29,7 @@ def test_compile_and_find_again(
         "--max-num-seqs",
         "8",
     )
-    command = ("compile", tiny_checkpoint("llama"), "-o", output, *options, *sizes)
+    command = ("compile", one_layer, "-o", output, *options, *sizes)
     first, second = (json.loads(llmir.ok(*command)) for _ in range(2))
     assert first["artifact"] == str(output)
     assert first["targets"] == ["cpu:host", "cpu:x86-64-v3"]
@@ -55,25 +55,23 @@ def test_what_is_printed_for_people(
     assert "(found, compiled before)" in lines["time"]
 
 
-def test_priority_from_file_and_option(
-    llmir: Llmir, tiny_checkpoint: Callable[..., Path], tmp_path: Path
-) -> None:
+def test_priority_from_file_and_option(llmir: Llmir, one_layer: Path, tmp_path: Path) -> None:
     file = tmp_path / "priority"
     file.write_text("# what to use\nrms_norm = portable\n\nrope=nobody  # the option wins\n")
     options = ("--op-priority-file", file, "--op-priority", "rope=portable", "--json")
-    code, text = llmir.error("compile", tiny_checkpoint("llama"), *options)
+    code, text = llmir.error("compile", one_layer, *options)
     assert code == 2
     assert text.startswith("unknown provider of llm.rope 'nobody'")
     file.write_text("rms_norm = portable # fine\n")
-    document = json.loads(llmir.ok("compile", tiny_checkpoint("llama"), *options))
+    document = json.loads(llmir.ok("compile", one_layer, *options))
     manifest = artifacts.load(document["artifact"]).manifest
     assert manifest.options["op_priority"] == {"rms_norm": ["portable"], "rope": ["portable"]}
     file.write_bytes(b"\xff\xfe")
     assert "is not UTF-8 text" in llmir.error("compile", "m", *options)[1]
 
 
-def test_print_ir_after(llmir: Llmir, tiny_checkpoint: Callable[..., Path], tmp_path: Path) -> None:
-    command = ("compile", tiny_checkpoint("llama"), "-o", tmp_path / "out")
+def test_print_ir_after(llmir: Llmir, one_layer: Path, tmp_path: Path) -> None:
+    command = ("compile", one_layer, "-o", tmp_path / "out")
     code, text = llmir.error(*command, "--print-ir-after", "cse")
     assert (code, text[:18]) == (2, "unknown pass 'cse'")
     result = llmir(*command, "--print-ir-after", "dce-llm,cse-llm")

@@ -50,6 +50,14 @@ WITH_OTHERS = ("llmir_combine", "llmir_best", "llmir_top")
 TEAM = ("llmir_claim", "llmir_done", "llmir_wait")
 
 LEVEL = pytest.mark.parametrize("level", LEVELS, ids=lambda x: x.name)
+# For what takes seconds under qemu: emulated levels in `make test-targets` alone.
+LONG = pytest.mark.parametrize(
+    "level",
+    [
+        pytest.param(x, id=x.name, marks=[] if x in levels_here() else pytest.mark.targets)
+        for x in LEVELS
+    ],
+)
 # Few examples of small shapes in `make test`, many of large ones in `make test-targets`.
 BUDGET = pytest.mark.parametrize(
     "many",
@@ -218,12 +226,20 @@ def test_gates_of_any_size(gated: str, level: IsaLevel, make: Make) -> None:
 SPECIAL = {"none": None, "a NaN": [np.nan], "inf": [np.inf], "-inf": [-np.inf]}
 
 
+def some(shapes: Sequence[Any], level: IsaLevel, many: bool) -> list[tuple[int, Any]]:
+    """The shapes with their numbers; every other one where all take too long."""
+    numbered = list(enumerate(shapes))
+    return numbered[::2] if is_emulated(level) and not many else numbered
+
+
+@BUDGET
 @LEVEL
 @pytest.mark.parametrize("special", SPECIAL)
 @pytest.mark.parametrize("kernel", ["llmir_matmul_q4_1_int16", "llmir_matmul_q8_0_int8"])
-def test_best(kernel: str, special: str, level: IsaLevel, make: Make) -> None:
+def test_best(kernel: str, special: str, level: IsaLevel, many: bool, make: Make) -> None:
     """llm.packed_argmax: of the very logits that llm.packed_matmul gives, and no other token."""
-    for seed, (tokens, columns) in enumerate(((1, 1), (3, 50), (21, 200), (0, 16), (70, 33))):
+    shapes = ((3, 50), (1, 1), (21, 200), (0, 16), (70, 33))
+    for seed, (tokens, columns) in some(shapes, level, many):
         shape = MatmulShape(T=tokens, N=columns, K=64 * (seed + 1), bias=True, seed=seed)
         bias = None if special == "none" else np.float32(SPECIAL[special])
         logits, case = cases.best(*MATMULS[kernel], shape, bias)
@@ -236,13 +252,14 @@ def test_best(kernel: str, special: str, level: IsaLevel, make: Make) -> None:
     assert (case.run(make())[0] == -1).all()
 
 
+@BUDGET
 @LEVEL
 @pytest.mark.parametrize("special", SPECIAL)
 @pytest.mark.parametrize("kernel", ["llmir_matmul_q4_1_int16", "llmir_matmul_q8_0_int8"])
-def test_top(kernel: str, special: str, level: IsaLevel, make: Make) -> None:
+def test_top(kernel: str, special: str, level: IsaLevel, many: bool, make: Make) -> None:
     """llm.packed_topk: of the very logits that llm.packed_matmul gives, and no other tokens."""
-    shapes = ((1, 1, 1), (3, 50, 50), (21, 200, 64), (0, 16, 3), (70, 33, 5), (2, 1000, 64))
-    for seed, (tokens, columns, k) in enumerate(shapes):
+    shapes = ((3, 50, 50), (1, 1, 1), (2, 1000, 64), (0, 16, 3), (70, 33, 5), (21, 200, 64))
+    for seed, (tokens, columns, k) in some(shapes, level, many):
         shape = MatmulShape(T=tokens, N=columns, K=64 * (seed + 1), bias=True, seed=seed)
         bias = None if special == "none" else np.float32(SPECIAL[special])
         logits, case = cases.best(*MATMULS[kernel], shape, bias, k)
@@ -392,13 +409,13 @@ def has_bf16(level: IsaLevel) -> bool:
 @pytest.mark.parametrize("kernel", sorted(ATTENDS))
 def test_attention(kernel: str, level: IsaLevel, many: bool, make: Make) -> None:
     if is_emulated(level):
-        most, count = (600, 4) if many else (300, 2)
+        most, count = (600, 4) if many else (150, 2)
     else:
         most, count = (1500, 12) if many else (600, 6)
     drawn(batches(most), count, partial(examine_attention, kernel, level, make))
 
 
-@LEVEL
+@LONG
 @pytest.mark.parametrize("kernel", sorted(ATTENDS))
 def test_attention_of_4000_tokens(kernel: str, level: IsaLevel, make: Make) -> None:
     """One token at the end, and a whole chunk, beside sequences of one token."""

@@ -134,6 +134,7 @@ def test_drivers_stay_in_the_artifacts_order(
     assert choose_module(holding(V3, "vulkan", BF16), None).target == f"cpu:{BF16}"
 
 
+@pytest.mark.targets
 def test_one_artifact_for_several_cpus(
     tiny_checkpoint: Callable[..., Path], machine: Become
 ) -> None:

@@ -89,6 +89,7 @@ def test_a_tiny_llama_compiles_for(target: str, tiny_checkpoint: Callable[..., P
         machine = 0xB7 if arch.startswith("aarch64") else 0x3E  # ELF's e_machine
         elf = code.index(magic)
         assert int.from_bytes(code[elf + 18 : elf + 20], "little") == machine
+        assert module.cpu_arch == {0xB7: "aarch64", 0x3E: "x86_64"}[machine]
 
 
 @pytest.mark.targets
