@@ -124,7 +124,7 @@ class Sequences:
         seconds = time.perf_counter() - start
         for seq in seqs:
             seq.num_computed_tokens = span.end
-            self._blocks.trim(seq)
+            self._blocks.advance(seq)
         return seconds, tokens
 
 

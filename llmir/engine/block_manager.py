@@ -7,51 +7,49 @@ writes go there.  A sequence holds, per group, the pages of its positions in ord
     sliding window      [  0 |  0 | p2 | p5 ]           pages the window left behind are free again
 
 "Column" is an index into such a list: column c holds positions c*page_size … .
+
+With prefix caching a column belongs to the prefix tree as soon as all of it is computed: whoever
+has the same tokens up to there shares it, and it stays when nobody does, until its page is
+wanted.  Only the last column of a sequence, which is still being written, is its own.  A column
+that two sequences computed at the same time has the same bits twice: one of them is given up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from llmir.engine.page_pool import PagePool
+from llmir.engine.prefix_tree import Node, PrefixTree
 from llmir.engine.sequence import Sequence
 from llmir.runtime.base import PADDING_PAGE, StepLimits
 
 
-class PagePool:
-    """The pages of one group.  Freed pages are handed out again first: they are warm."""
-
-    def __init__(self, num_pages: int) -> None:
-        self.capacity = num_pages - 1  # the padding page is not ours to give
-        self._free = [page for page in range(num_pages - 1, -1, -1) if page != PADDING_PAGE]
-        self._held: set[int] = set()
-
-    @property
-    def num_free(self) -> int:
-        return len(self._free)
-
-    def allocate(self) -> int:
-        page = self._free.pop()
-        self._held.add(page)
-        return page
-
-    def free(self, page: int) -> None:
-        self._held.remove(page)  # a KeyError here is a page freed twice
-        self._free.append(page)
-
-
 class BlockManager:
-    """Hands out pages to sequences and takes them back; knows nothing of queues."""
+    """Hands out pages to sequences and takes them back; knows nothing of queues.
 
-    def __init__(self, limits: StepLimits) -> None:
+    Attributes:
+        num_queried_tokens: of sequences that were taken in, those that might have been cached.
+        num_hit_tokens: those that were.
+    """
+
+    def __init__(self, limits: StepLimits, *, prefix_caching: bool = False) -> None:
         assert len(limits.num_pages) == len(limits.group_windows)
         self.page_size = limits.page_size
         self.windows = limits.group_windows
         self.pools = tuple(PagePool(num_pages) for num_pages in limits.num_pages)
+        self.tree = PrefixTree(self.pools, self.windows, self.page_size) if prefix_caching else None
+        self.num_queried_tokens = 0
+        self.num_hit_tokens = 0
 
     @property
     def num_free(self) -> tuple[int, ...]:
-        """Free pages of each group."""
-        return tuple(pool.num_free for pool in self.pools)
+        """Pages of each group that can be handed out: free ones, and cached ones nobody uses."""
+        return tuple(self._num_free(group) for group in range(len(self.pools)))
+
+    @property
+    def num_cached(self) -> tuple[int, ...]:
+        """Of those, the cached ones."""
+        return (0,) * len(self.pools) if self.tree is None else tuple(self.tree.num_idle)
 
     @property
     def capacity_tokens(self) -> int | None:
@@ -70,51 +68,124 @@ class BlockManager:
         All its tokens must fit beside what the running sequences still need for tokens they
         already have, so that a prompt is not begun only to be thrown out half way.
         """
-        needs = [self._needed(group, seq, chunk) for group in range(len(self.pools))]
-        for other in running:
-            for group in range(len(self.pools)):
+        known = self._known(seq)
+        for group in range(len(self.pools)):
+            need = max(0, self._needed(group, seq, chunk) - len(self._used(group, known)))
+            # What is cached and idle is no longer to be had once this sequence uses it.
+            need += sum(node.users[group] == 0 for node in self._used(group, known))
+            for other in running:
                 held = len(other.pages[group]) - other.first_page[group]
-                needs[group] += max(0, self._needed(group, other, chunk) - held)
-        return all(need <= pool.num_free for need, pool in zip(needs, self.pools, strict=True))
+                need += max(0, self._needed(group, other, chunk) - held)
+            if need > self._num_free(group):
+                return False
+        return True
+
+    def num_cached_tokens(self, seq: Sequence) -> int:
+        """Tokens of `seq`, which holds no pages, that `admit` would not have to compute."""
+        return len(self._known(seq)) * self.page_size
+
+    def admit(self, seq: Sequence) -> None:
+        """Take in `seq`, which holds no pages: with those that are cached, computed that far."""
+        known = self._known(seq)
+        seq.nodes = list(known)
+        seq.pages = [[PADDING_PAGE] * len(known) for _ in self.pools]
+        seq.first_page = [0] * len(self.pools)
+        for group, pages in enumerate(seq.pages):
+            used = self._used(group, known)
+            seq.first_page[group] = len(known) - len(used)
+            for column, node in enumerate(used, seq.first_page[group]):
+                assert self.tree is not None
+                pages[column] = self.tree.acquire(node, group)
+        seq.num_computed_tokens = len(known) * self.page_size
+        self.num_queried_tokens += seq.num_tokens
+        self.num_hit_tokens += seq.num_computed_tokens
 
     def max_chunk(self, seq: Sequence, want: int) -> int:
         """How many of the next `want` tokens of `seq` the free pages have room for."""
         end = seq.num_computed_tokens + want
-        for group, pool in enumerate(self.pools):
+        for group in range(len(self.pools)):
             columns = len(seq.pages[group]) if seq.pages else 0
-            end = min(end, (columns + pool.num_free) * self.page_size)
+            end = min(end, (columns + self._num_free(group)) * self.page_size)
         return max(0, end - seq.num_computed_tokens)
 
     def allocate(self, seq: Sequence, end: int) -> None:
         """Give `seq` the pages of positions before `end`; `max_chunk` said that they are there."""
         if not seq.pages:
-            seq.pages = [[] for _ in self.pools]
-            seq.first_page = [0] * len(self.pools)
+            self.admit(seq)
         columns = -(-end // self.page_size)
-        for pages, pool in zip(seq.pages, self.pools, strict=True):
+        for group, pages in enumerate(seq.pages):
             while len(pages) < columns:
-                pages.append(pool.allocate())
+                pages.append(self._allocate(group))
 
-    def trim(self, seq: Sequence) -> None:
-        """Free the pages that no token to come will look at."""
+    def advance(self, seq: Sequence) -> None:
+        """Note how much of `seq` is computed: cache whole columns, free what no token to come
+        will look at."""
+        if self.tree is not None:
+            self._share(self.tree, seq)
+        self._trim(seq)
+
+    def free(self, seq: Sequence) -> None:
+        """Take back every page of `seq`; it may hold none.  What is cached stays."""
+        for group, pages in enumerate(seq.pages):
+            for column in reversed(range(seq.first_page[group], len(pages))):
+                self._give_up(seq, group, column)
+        seq.pages = []
+        seq.first_page = []
+        seq.nodes = []
+
+    def _known(self, seq: Sequence) -> list[Node]:
+        """The cached columns that `seq` can begin with; it needs the logits of a token, or more."""
+        if self.tree is None:
+            return []
+        end = seq.num_tokens - 1
+        if seq.prompt_rows is not None:
+            wanted = seq.prompt_rows.wanted(0, seq.num_tokens)
+            end = min(end, wanted.start) if wanted else end
+        return self.tree.match(seq.tokens(0, end))
+
+    def _used(self, group: int, known: list[Node]) -> list[Node]:
+        """Of the columns that a sequence begins with, those that the group looks at."""
+        if self.tree is None:
+            return []
+        return known[self.tree.first_needed(group, len(known)) :]
+
+    def _share(self, tree: PrefixTree, seq: Sequence) -> None:
+        """Give the columns that are computed now to the tree."""
+        for column in range(len(seq.nodes), seq.num_computed_tokens // self.page_size):
+            parent = seq.nodes[-1] if seq.nodes else None
+            tokens = seq.tokens(column * self.page_size, (column + 1) * self.page_size)
+            used = tree.add(parent, tokens, [pages[column] for pages in seq.pages])
+            for pages, page in zip(seq.pages, used, strict=True):
+                pages[column] = page
+            seq.nodes.append(tree.child(parent, tokens))
+
+    def _trim(self, seq: Sequence) -> None:
         for group, window in enumerate(self.windows):
             if window is None:
                 continue
             # The next token sits at num_computed_tokens and sees `window` positions, its own too.
             first = max(0, seq.num_computed_tokens - window + 1) // self.page_size
-            pages = seq.pages[group]
-            for column in range(seq.first_page[group], min(first, len(pages))):
-                self.pools[group].free(pages[column])
-                pages[column] = PADDING_PAGE
-            seq.first_page[group] = max(seq.first_page[group], min(first, len(pages)))
+            first = min(first, len(seq.pages[group]))
+            for column in range(seq.first_page[group], first):
+                self._give_up(seq, group, column)
+                seq.pages[group][column] = PADDING_PAGE
+            seq.first_page[group] = max(seq.first_page[group], first)
 
-    def free(self, seq: Sequence) -> None:
-        """Take back every page of `seq`; it may hold none."""
-        for group, pages in enumerate(seq.pages):
-            for page in reversed(pages[seq.first_page[group] :]):
-                self.pools[group].free(page)
-        seq.pages = []
-        seq.first_page = []
+    def _give_up(self, seq: Sequence, group: int, column: int) -> None:
+        if self.tree is not None and column < len(seq.nodes):
+            self.tree.release(seq.nodes[column], group)
+        else:
+            self.pools[group].free(seq.pages[group][column])
+
+    def _num_free(self, group: int) -> int:
+        idle = 0 if self.tree is None else self.tree.num_idle[group]
+        return self.pools[group].num_free + idle
+
+    def _allocate(self, group: int) -> int:
+        if self.pools[group].num_free == 0:
+            assert self.tree is not None, "max_chunk said that there is a page"
+            self.tree.evict(group)
+        return self.pools[group].allocate()
 
     def _window_pages(self, group: int) -> int | None:
         """Pages that a window can touch, wherever it begins; None for full attention."""

@@ -258,6 +258,7 @@ class LLMEngine:
         return Sequence(
             request_id=request.request_id,
             index=index,
+            leader=request.seqs[0] if request.seqs else None,
             prompt_token_ids=request.prompt_token_ids,
             sampling=SampleState(
                 params=params,

@@ -30,6 +30,7 @@ class SchedulerConfig:
     max_prefill_chunk       tokens of one sequence in a step
     prefill_splits          positions that no chunk crosses; with it a test can split a
                             prompt anywhere
+    enable_prefix_caching   sequences that begin alike share the KV pages of what they share
     """
 
     max_num_batched_tokens: int | None = None
@@ -37,6 +38,7 @@ class SchedulerConfig:
     max_logit_rows: int | None = None
     max_prefill_chunk: int | None = None
     prefill_splits: tuple[int, ...] = ()
+    enable_prefix_caching: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +96,7 @@ class Scheduler:
             "max_prefill_chunk", config.max_prefill_chunk, self.max_num_batched_tokens
         )
         self.prefill_splits = tuple(sorted(config.prefill_splits))
-        self.blocks = BlockManager(limits)
+        self.blocks = BlockManager(limits, prefix_caching=config.enable_prefix_caching)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
 
@@ -124,24 +126,30 @@ class Scheduler:
             index += 1
 
         # Whoever lost its pages comes first, and waits until all of them are free again.
-        while self.waiting and tokens > 0:
-            seq = self.waiting[0]
-            want = self._chunk_length(seq, tokens, rows)
-            if len(self.running) == self.max_num_seqs or want == 0:
+        held_back: list[Sequence] = []
+        while self.waiting and tokens > 0 and rows > 0:
+            if len(self.running) == self.max_num_seqs:
                 break
+            seq = self.waiting.popleft()
+            if self._waits_for_leader(seq):
+                held_back.append(seq)
+                continue
             if not self.blocks.admits(seq, self.max_prefill_chunk, self.running):
+                self.waiting.appendleft(seq)
                 break
-            self.running.append(self.waiting.popleft())
+            self.running.append(seq)
             seq.status = Status.RUNNING
-            length = self.blocks.max_chunk(seq, want)
+            self.blocks.admit(seq)
+            length = self.blocks.max_chunk(seq, self._chunk_length(seq, tokens, rows))
             tokens, rows = self._take(seq, length, chunks, tokens, rows)
+        self.waiting.extendleft(reversed(held_back))
         assert chunks or not (self.waiting or self.running), "sequences left, and none can go on"
         return Schedule(chunks, preempted)
 
     def advance(self, chunk: Chunk) -> None:
         """Note that the chunk has been computed."""
         chunk.seq.num_computed_tokens = chunk.end
-        self.blocks.trim(chunk.seq)
+        self.blocks.advance(chunk.seq)
 
     def finish(self, seq: Sequence) -> None:
         """Take a sequence out, wherever it stands, and free what it holds."""
@@ -159,6 +167,14 @@ class Scheduler:
         self.blocks.allocate(seq, chunk.end)
         chunks.append(chunk)
         return tokens - length, rows - len(chunk.prompt_rows) - chunk.samples
+
+    def _waits_for_leader(self, seq: Sequence) -> bool:
+        """Whether the pages that `seq` begins with are being computed for its leader."""
+        leader = seq.leader
+        if leader is None or self.blocks.tree is None or leader.status is not Status.RUNNING:
+            return False
+        columns = (len(seq.prompt_token_ids) - 1) // self.blocks.page_size
+        return leader.num_computed_tokens < columns * self.blocks.page_size
 
     def _preempt_youngest(self) -> Sequence:
         seq = self.running.pop()

@@ -15,6 +15,7 @@ from enum import Enum
 
 from llmir.engine.detokenizer import Detokenizer
 from llmir.engine.outputs import CompletionOutput, FinishReason, TokenLogprobs
+from llmir.engine.prefix_tree import Node
 from llmir.engine.prompt_rows import PromptRows
 from llmir.engine.sampler import SampleState
 
@@ -34,11 +35,13 @@ class Sequence:
     sampling              parameters, tokens so far and random stream; owns the output tokens
     eos_token_ids         ids that end the output without a stop_reason; empty under ignore_eos
     max_tokens            output tokens at most; 0: the prompt is all there is
+    leader                the first output of the request, whose prompt this one shares
     prompt_rows           takes logits of the prompt's positions; None: not wanted
     detokenizer           None: the text stays empty
     pages                 [group][column] page of positions column*page_size …; 0 where the
                           page fell out of the group's sliding window
     first_page            [group] columns before this one are 0
+    nodes                 the first columns, those that the prefix tree has
     """
 
     request_id: str
@@ -48,12 +51,14 @@ class Sequence:
     eos_token_ids: frozenset[int]
     max_tokens: int
     output_token_ids: list[int]
+    leader: Sequence | None = None
     prompt_rows: PromptRows | None = None
     detokenizer: Detokenizer | None = None
     status: Status = Status.WAITING
     num_computed_tokens: int = 0
     pages: list[list[int]] = field(default_factory=list)
     first_page: list[int] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
     logprobs: list[TokenLogprobs] | None = None
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None

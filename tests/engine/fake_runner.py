@@ -180,9 +180,16 @@ def check_batch(batch: StepBatch, limits: StepLimits) -> None:
         assert (batch.slots[g] == pages * limits.page_size + offsets).all()
         assert (pages != PADDING_PAGE).all(), "a token is written to the padding page"
         assert len(set(batch.slots[g].tolist())) == num_tokens, "a slot is written twice"
-        used = batch.page_table[g][batch.page_table[g] != PADDING_PAGE]
-        assert len(set(used.tolist())) == used.size, "a page is held twice"
-        assert ((used > 0) & (used < limits.num_pages[g])).all()
+        used = batch.page_table[g]
+        assert ((used >= 0) & (used < limits.num_pages[g])).all()
+        holders: dict[int, set[int]] = {}
+        for s, row in enumerate(used.tolist()):
+            pages_of_row = [page for page in row if page != PADDING_PAGE]
+            assert len(set(pages_of_row)) == len(pages_of_row), "a sequence has a page twice"
+            for page in pages_of_row:
+                holders.setdefault(page, set()).add(s)
+        for page, s in zip(pages.tolist(), batch.token_seq.tolist(), strict=True):
+            assert holders[page] == {s}, "a page is written that another sequence reads"
     rows = batch.logit_rows.tolist()
     assert all(0 <= row < num_tokens for row in rows)
     assert rows == sorted(set(rows))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from llmir.engine import LLM, GenerationConfig, LLMEngine, RequestOutput, SchedulerConfig, Tokenizer
 from llmir.runtime.base import StepLimits
 
@@ -48,21 +50,39 @@ def assert_pages_add_up(engine: LLMEngine, *, unused_slots: bool = True) -> None
     """
     scheduler = engine.scheduler
     blocks = scheduler.blocks
+    nodes = [] if blocks.tree is None else list(blocks.tree.nodes())
     for group, pool in enumerate(blocks.pools):
-        held = [
-            page for seq in scheduler.running for page in seq.pages[group][seq.first_page[group] :]
+        own = [
+            page
+            for seq in scheduler.running
+            for page in seq.pages[group][max(len(seq.nodes), seq.first_page[group]) :]
         ]
+        cached = [node.pages[group] for node in nodes if node.pages[group]]
+        held = own + cached
         assert len(set(held)) == len(held)
         assert set(held).isdisjoint(pool._free)
         assert set(held) == pool._held
         assert 0 not in held
         assert len(held) + pool.num_free == pool.capacity
+        users = Counter(
+            id(node)
+            for seq in scheduler.running
+            for node in seq.nodes[seq.first_page[group] :]
+        )
+        assert all(node.users[group] == users[id(node)] for node in nodes)
+        idle = [node for node in nodes if node.pages[group] and not node.users[group]]
+        assert blocks.num_cached[group] == len(idle)
         for seq in scheduler.running:
             slots = len(seq.pages[group]) * blocks.page_size
             unused = slots - seq.num_computed_tokens
             assert unused >= 0
             assert unused < blocks.page_size or not unused_slots
             assert not any(seq.pages[group][: seq.first_page[group]])
+            for column, node in enumerate(seq.nodes):
+                if column >= seq.first_page[group]:
+                    assert seq.pages[group][column] == node.pages[group]
+                start = column * blocks.page_size
+                assert node.tokens == tuple(seq.tokens(start, start + blocks.page_size))
     assert all(not seq.pages for seq in scheduler.waiting)
 
 

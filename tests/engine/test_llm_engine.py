@@ -13,7 +13,11 @@ from .helpers import assert_nothing_held, assert_pages_add_up, make_engine, run
 GREEDY = SamplingParams(temperature=0, max_tokens=8, detokenize=False)
 EOS = (5, 9)
 
-prompts = st.lists(st.integers(0, 63), min_size=1, max_size=24)
+BEGINNING = [7, 1, 60, 2, 2, 33, 8, 41, 5, 19, 0, 63, 12, 4, 4, 28]
+own_tokens = st.lists(st.integers(0, 63), min_size=1, max_size=24)
+prompts = own_tokens | st.builds(  # some begin alike
+    lambda shared, own: BEGINNING[:shared] + own, st.integers(1, 16), own_tokens
+)
 requests = st.lists(st.tuples(prompts, st.integers(1, 12)), min_size=1, max_size=10)
 windows = st.sampled_from([(None,), (None, 6), (7,), (None, 1, 9)])
 workload = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -33,9 +37,10 @@ def params_of(max_tokens, **more):
     num_seqs=st.integers(1, 8),
     chunk=st.integers(1, 32),
     arrivals=st.lists(st.integers(0, 3), min_size=10, max_size=10),
+    caching=st.booleans(),
 )
 def test_random_workloads_give_what_each_gives_alone(
-    requests, windows, page_size, spare_pages, budget, num_seqs, chunk, arrivals
+    requests, windows, page_size, spare_pages, budget, num_seqs, chunk, arrivals, caching
 ):
     # the pool holds the longest of these requests alone, and a few pages more
     longest = max(len(prompt) + max_tokens for prompt, max_tokens in requests)
@@ -49,6 +54,7 @@ def test_random_workloads_give_what_each_gives_alone(
         max_num_batched_tokens=budget,
         max_num_seqs=num_seqs,
         max_prefill_chunk=min(chunk, budget),
+        enable_prefix_caching=caching,
     )
     done = {}
     for number, (prompt, max_tokens) in enumerate(requests):
@@ -192,6 +198,82 @@ def test_preemption_happens_and_is_counted():
     counts = [done[str(number)].metrics.num_preemptions for number in range(4)]
     assert sum(counts) > 0
     assert counts[0] == 0  # the oldest never gives way
+
+
+def computed_tokens(engine):
+    """Tokens of each step that ran."""
+    return [len(batch.token_ids) for batch in engine.runner.batches]
+
+
+def test_what_begins_alike_is_computed_once():
+    engine = make_engine()
+    first, second = BEGINNING + [1, 2, 3], BEGINNING + [9]
+    engine.add_request("first", first, params_of(1, temperature=0))
+    run(engine)
+    engine.add_request("second", second, params_of(1, temperature=0))
+    done = run(engine)
+    assert computed_tokens(engine) == [19, 1]
+    assert done["second"].outputs[0].token_ids == reference_greedy(second, 1, engine.limits)
+    blocks = engine.scheduler.blocks
+    assert (blocks.num_queried_tokens, blocks.num_hit_tokens) == (19 + 17, 16)
+
+
+def test_the_last_token_of_a_known_prompt_is_computed_for_its_logits():
+    engine = make_engine()
+    for name in "ab":
+        engine.add_request(name, BEGINNING, params_of(1, temperature=0))
+        done = run(engine)
+    assert computed_tokens(engine) == [16, 4]  # a page of four, which the last token is in
+    assert done["b"].outputs[0].token_ids == reference_greedy(BEGINNING, 1, engine.limits)
+
+
+def test_an_answer_is_part_of_the_next_prompt():
+    engine = make_engine()
+    engine.add_request("x", BEGINNING, params_of(9, temperature=0))
+    answer = run(engine)["x"].outputs[0].token_ids
+    engine.add_request("y", [*BEGINNING, *answer, 3], params_of(1, temperature=0))
+    run(engine)
+    assert computed_tokens(engine)[-1] == 16 + 9 + 1 - 24
+
+
+def test_running_requests_share_pages():
+    engine = make_engine(small_limits(num_pages=(14,)))
+    engine.add_request("first", [*BEGINNING, 1], params_of(12, temperature=0))
+    engine.step()
+    for number in range(4):
+        engine.add_request(str(number), [*BEGINNING, number], params_of(3, temperature=0))
+    engine.step()
+    assert len(engine.scheduler.running) == 5  # alone each needs five of the thirteen pages
+    assert_pages_add_up(engine)
+    done = run(engine)
+    assert all(output.metrics.num_preemptions == 0 for output in done.values())
+
+
+def test_n_outputs_compute_their_prompt_once():
+    engine = make_engine()
+    engine.add_request("x", [*BEGINNING, 1, 2], params_of(1, n=3, seed=4))
+    done = run(engine)
+    assert computed_tokens(engine) == [18, 2 + 2]
+    assert len(done["x"].outputs) == 3
+
+
+def test_prompt_logprobs_are_computed_although_the_pages_are_known():
+    engine = make_engine()
+    for _ in range(2):
+        engine.add_request("x", BEGINNING, params_of(1, temperature=0, prompt_logprobs=1))
+        done = run(engine)
+    assert computed_tokens(engine) == [16, 16]
+    assert len(done["x"].prompt_logprobs) == 16
+
+
+def test_cached_pages_give_way():
+    engine = make_engine(small_limits(num_pages=(6,)))
+    for number in range(8):
+        prompt = [number] * 17
+        engine.add_request(str(number), prompt, params_of(2, temperature=0))
+        done = run(engine)
+        expected = reference_greedy(prompt, 2, engine.limits)
+        assert done[str(number)].outputs[0].token_ids == expected
 
 
 def test_what_can_never_fit_is_refused_with_the_sizes():

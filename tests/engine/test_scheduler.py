@@ -35,6 +35,8 @@ def make_seq(num_prompt, name="s", max_tokens=8):
 
 
 def make_scheduler(limits=None, **config):
+    """Without prefix caching, unless asked for: all sequences here begin alike."""
+    config = {"enable_prefix_caching": False} | config
     return Scheduler(limits or small_limits(), SchedulerConfig(**config))
 
 
@@ -149,7 +151,7 @@ def test_windows_give_pages_back():
         assert blocks.max_chunk(seq, 1) == 1
         blocks.allocate(seq, start + 1)
         seq.num_computed_tokens = start + 1
-        blocks.trim(seq)
+        blocks.advance(seq)
         # the next token, at start + 1, looks back to start + 1 - 5
         oldest = max(0, start + 1 - 5) // 4
         assert seq.pages[1][:oldest] == [0] * oldest
