@@ -34,6 +34,7 @@ from tests.parity import demo_accuracy as demo  # noqa: E402
 from tests.parity import reference  # noqa: E402
 
 VARIANTS: tuple[dict[str, str], ...] = (
+    {"weights": "keep", "activations": "f32", "kv_dtype": "f32"},
     {"weights": "f32"},
     {"weights": "keep"},
     {"weights": "bf16"},
@@ -41,8 +42,8 @@ VARIANTS: tuple[dict[str, str], ...] = (
     {"weights": "int8"},
     {"weights": "q4_0"},
     {"weights": "int4-g32"},
+    {"weights": "keep", "kv_dtype": "f32"},
     {"weights": "keep", "kv_dtype": "f16"},
-    {"weights": "keep", "kv_dtype": "bf16"},
     {"weights": "keep", "kv_dtype": "int8"},
     {"weights": "keep", "kv_dtype": "fp8"},
 )
@@ -58,11 +59,13 @@ def main() -> None:
     for options in VARIANTS:
         start = time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch:
-            llm = llmir.LLM(llmir.compile(path, output=Path(scratch) / "artifact", **options))
+            artifact = llmir.compile(path, output=Path(scratch) / "artifact", **options)
+            llm = llmir.LLM(artifact)
             if not given:  # the first variant's answers are what all are compared on
                 given = demo.answers(llm, model)
                 wrong = [p for a in given for p in a.wrong_choices()]
-            rows.append(_row(options, llm, given, windows, expected))
+            named = {"kv_dtype": artifact.manifest.kv.dtype, "activations": "auto", **options}
+            rows.append(_row(named, llm, given, windows, expected))
         print(f"{options}: {time.perf_counter() - start:.0f} s", file=sys.stderr)
     print(_document(path, machine, rows, expected, wrong))
 
@@ -79,7 +82,8 @@ def _row(
     agreement = demo.agreement(found, given)
     perplexity = demo.perplexity([llm.score(w) for w in windows])
     return (
-        f"| {options['weights']} | {options.get('kv_dtype', 'f32')} | {difference:.2g} "
+        f"| {options['weights']} | {options['activations']} | {options['kv_dtype']} "
+        f"| {difference:.2g} "
         f"| {100 * agreement:.1f} % | {perplexity:.4f} "
         f"| {100 * (perplexity / expected - 1):+.4f} % |"
     )
@@ -98,10 +102,10 @@ Command: `python benchmarks/accuracy.py`; what is measured is said at its top.
 
 Perplexity of the reference: {expected:.4f}. Greedy tokens that are not the reference's, over
 20 answers of {demo.NUM_POSITIONS} tokens, up to the first near tie of each: {len(wrong)}
-(weights f32).
+(the first row).
 
-| weights | KV | largest logit difference | top-1 agreement | perplexity | against the reference |
-|---|---|---|---|---|---|
+| weights | activations | KV | largest logit difference | top-1 | perplexity | to the reference |
+|---|---|---|---|---|---|---|
 {table}
 """
 

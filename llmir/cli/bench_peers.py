@@ -152,8 +152,8 @@ class _Options:
         self._for_one: dict[str, dict[str, Any]] = {}
         known = {metric.name for metric in metrics}
         for text in texts:
-            where, colon, rest = text.partition(":")
-            name, equals, value = (rest if colon else text).partition("=")
+            before, equals, value = text.partition("=")
+            where, colon, name = before.rpartition(":")
             if not equals or not name.isidentifier():
                 raise OptionError(f"--llmir-option {text!r} is not [METRIC:]NAME=VALUE")
             if colon and where not in known:

@@ -3,6 +3,9 @@
 auto                     what costs little accuracy where it is fast, see AUTO
 int8 | bf16 | int12 | int16 | f32    that precision for every matmul
 qkv=int16,down=int8      per role; the others as in auto
+
+What is asked for by name is what a matmul gets, or it is refused: integers are for quantised
+weights.
 """
 
 from __future__ import annotations
@@ -28,6 +31,8 @@ qkv 1.1e-3, lm_head 9e-4, gate_up 8e-4, down 5e-4, o 7e-5.  The first two get mo
 down: its input has outliers, and with 8 bits the demo model's answers change.
 """
 
+_FLOATS = ("f32", "f16", "bf16")
+
 _PROJECTIONS = {
     "q_proj": "qkv",
     "k_proj": "qkv",
@@ -50,14 +55,21 @@ def role_of(name: str, tied_embedding: bool) -> str:
 def of_format(precision: str, format_name: str) -> str:
     """What the precision of a role means for a matrix of that format.
 
-    The precisions are those of quantised weights.  A bf16 weight comes from a model whose own
-    arithmetic is bf16: activations in bf16, or better, are enough whatever its role, unless
-    float32 is asked for.  Weights of more bits than that get float32.
+    AUTO's are for quantised weights.  A bf16 weight comes from a model whose own arithmetic is
+    bf16: activations in bf16, or better, are enough whatever its role.  Weights of more bits
+    than that get float32.
+
+    Raises OptionError where integers are asked for by name and the weight is not quantised.
     """
-    if format_name in ("f32", "f16"):
-        return "f32"
-    if format_name == "bf16" and precision != "f32":
-        return "bf16+"
+    if format_name not in _FLOATS:
+        return precision
+    if precision.endswith("+"):
+        return "bf16+" if format_name == "bf16" else "f32"
+    if precision not in ("bf16", "f32"):
+        raise OptionError(
+            f"activations {precision} are for quantised weights, and some here are {format_name}: "
+            "ask for bf16 or f32 in their roles, or round the weights as well (weights=q8_0)"
+        )
     return precision
 
 

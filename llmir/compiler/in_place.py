@@ -39,6 +39,7 @@ _BINARY: dict[str, Callable[[int, int], int]] = {
     "arith.minsi": min,
     "arith.minui": min,
     "arith.andi": lambda a, b: a & b,
+    "arith.ori": lambda a, b: a | b,
     "arith.shli": lambda a, b: a << b,
     "arith.shrui": lambda a, b: a >> b,
     "util.align": lambda a, b: -(-a // b) * b,

@@ -131,7 +131,7 @@ def format_of(name: str, layout: QuantLayout, num_cols: int) -> str | None:
     if layout.bits == 8:
         is_one_group = layout.group_size == num_cols
         return "int8" if is_one_group and not layout.zero_point and not layout.has_mins else None
-    if name not in ("", "int4-g32") or layout.group_size not in _INT4_GROUPS:
+    if (name and not name.startswith("int4-")) or layout.group_size not in _INT4_GROUPS:
         return None
     if layout.zero_point != (0 if layout.has_mins else 8):
         return None

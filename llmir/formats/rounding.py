@@ -9,15 +9,18 @@ Shape legend: N rows, K columns, G groups in a row, g elements in a group.
     q8_0       int8, g = 32     float16 max|w| / 127          to nearest, halves away from zero
     q4_0       4 bit, g = 32    float16 w_max / -8            floor(x + 1/2), clipped to 0..15
     int8       int8, g = K      float32 max|w| / 127          to nearest, ties to even
-    int4-g32   4 bit, g = 32    float32 w_max / -8            to nearest, clipped to 0..15
+    int4-g<g>  4 bit            float32 w_max / -8            to nearest, clipped to 0..15
+    …-zp       4 bit            float32 (max w - min w) / 15  to nearest, of w - min w
 
-w_max is the element of largest magnitude with its sign.  q8_0 and q4_0 are ggml's,
-byte for byte; int8 (one scale per output channel) and int4-g32 are llmir's own.
+w_max is the element of largest magnitude with its sign; g is 32, 64 or 128; -zp: with a zero
+point, w = scale q + min w.  q8_0 and q4_0 are ggml's, byte for byte; int8 (one scale per output
+channel) and int4 are llmir's own.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final
 
 import numpy as np
@@ -28,7 +31,10 @@ from llmir.formats.floats import BF16_FORMAT, F32_FORMAT, to_bf16
 from llmir.formats.legacy import Q4_0, Q8_0, quantize_q4_0, quantize_q8_0
 from llmir.formats.packing import chunks, pack
 
-WEIGHT_MODES: Final = ("keep", "f32", "bf16", "q8_0", "q4_0", "int8", "int4-g32")
+_INT4_GROUPS: Final = {f"int4-g{size}": size for size in (32, 64, 128)}
+_INT4_MODES: Final = (*_INT4_GROUPS, *(f"{mode}-zp" for mode in _INT4_GROUPS))
+
+WEIGHT_MODES: Final = ("keep", "f32", "bf16", "q8_0", "q4_0", "int8", *_INT4_MODES)
 
 
 def quantize(weight: Weight, mode: str) -> Weight | GroupQuantized:
@@ -124,7 +130,7 @@ def _round(
         layout=parts[0].layout,
         quants=np.concatenate([p.quants for p in parts]),
         scales=np.concatenate([p.scales for p in parts]),
-        mins=None,
+        mins=None if parts[0].mins is None else np.concatenate([p.mins for p in parts]),
     )
     # Each scale comes from the largest magnitude of its group, so a NaN or infinity
     # anywhere, and a value beyond float16's reach, shows in the scale.
@@ -161,19 +167,27 @@ def _rows_int8(w: F32) -> GroupQuantized:
     return GroupQuantized(layout=layout, quants=q, scales=scales, mins=None)
 
 
-def _rows_int4(w: F32) -> GroupQuantized:
-    groups = w.reshape(len(w), -1, _INT4_GROUP)
+def _rows_int4(group_size: int, w: F32) -> GroupQuantized:
+    groups = w.reshape(len(w), -1, group_size)
     with np.errstate(all="ignore"):
         largest = np.abs(groups).argmax(axis=-1)[:, :, None]
         # The largest magnitude becomes -8.  Measured on normal, Laplace and Student-t
         # values, max|w| / 7 has 27 % and max|w| / 7.5 has 22 % more squared error.
         scales = np.take_along_axis(groups, largest, axis=-1)[:, :, 0] / np.float32(-8)
         q = np.clip(_nearest(groups, scales) + np.float32(8), 0, 15).astype(np.uint8)
-    layout = QuantLayout(bits=4, group_size=_INT4_GROUP, zero_point=8)
+    layout = QuantLayout(bits=4, group_size=group_size, zero_point=8)
     return GroupQuantized(layout=layout, quants=pack(q).view(np.int8), scales=scales, mins=None)
 
 
-_INT4_GROUP: Final = 32
+def _rows_int4_zp(group_size: int, w: F32) -> GroupQuantized:
+    groups = w.reshape(len(w), -1, group_size)
+    with np.errstate(all="ignore"):
+        mins = groups.min(axis=-1)
+        scales = (groups.max(axis=-1) - mins) / np.float32(15)
+        q = np.clip(_nearest(groups - mins[:, :, None], scales), 0, 15).astype(np.uint8)
+    layout = QuantLayout(bits=4, group_size=group_size, has_mins=True)
+    return GroupQuantized(layout=layout, quants=pack(q).view(np.int8), scales=scales, mins=mins)
+
 
 # mode → elements that a row must be whole groups of (None: a row is one group), rounder of
 # float32 [n, K]
@@ -181,5 +195,6 @@ _ROUNDERS: Final[dict[str, tuple[int | None, Callable[[F32], GroupQuantized]]]] 
     "q8_0": (32, _rows_q8_0),
     "q4_0": (32, _rows_q4_0),
     "int8": (None, _rows_int8),
-    "int4-g32": (_INT4_GROUP, _rows_int4),
+    **{mode: (size, partial(_rows_int4, size)) for mode, size in _INT4_GROUPS.items()},
+    **{f"{mode}-zp": (size, partial(_rows_int4_zp, size)) for mode, size in _INT4_GROUPS.items()},
 }

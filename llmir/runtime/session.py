@@ -18,7 +18,7 @@ from llmir.artifact import Artifact, KvLayout, ModuleEntry
 from llmir.config import TOP_K
 from llmir.cpu_levels import level_within, rank
 from llmir.errors import ArtifactTargetError, DeviceError, OptionError
-from llmir.host import available_bytes, missing_here
+from llmir.host import available_bytes, host_cpu, missing_here
 from llmir.runtime.base import F32, I32, StepBatch, StepLimits, TopLogits
 from llmir.runtime.devices import IREE_ERRORS, devices_of, open_device, positive
 from llmir.runtime.transfer import ELEMENT_TYPES, to_device, to_host
@@ -184,9 +184,10 @@ def choose_module(artifact: Artifact, device: str | None) -> ModuleEntry:
             return entry
         else:
             refused.append(f"{entry.target} needs a device of the driver {entry.driver}")
+    oldest = "aarch64" if host_cpu().arch == "aarch64" else "x86-64-v3"
     raise ArtifactTargetError(
         f"no module of {artifact.path} runs on this machine: {'; '.join(refused)}. "
-        "Compile the model here, or for an older CPU (target cpu:x86-64-v3)"
+        f"Compile the model here, or for an older CPU (target cpu:{oldest})"
     )
 
 

@@ -1,5 +1,4 @@
-// Activations as a matmul reads them: rows of bytes in blocks of 32, made by the workgroup
-// that needs them, in scratch memory of its own.
+// Activations as a matmul reads them: rows of bytes in blocks of 32.
 //
 //   x'[k]  = x[k] * (1 / sqrt(mean(x²) + eps)) * norm[k]      or x[k] where there is no norm
 //   q[k]   = nearest(x'[k] / scale[b])                        b = k / 32

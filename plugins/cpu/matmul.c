@@ -1,4 +1,4 @@
-// llmir_matmul_<format>_<activations>: a product with a packed weight.
+// llmir_round_<format>_<activations>, llmir_matmul_…: a product with a packed weight.
 //
 //   a[t, :]  = rounded x[t, :], after RMSNorm where there is one            (activations.h)
 //   y[t, n]  = Σ_k a[t, k] w[n, k] + bias[n] + residual[t, n]     (multiply.h, multiply_float.h)
@@ -17,12 +17,16 @@
 // sums, in one order.  Both are the same for every T, so that a row's result does not depend on
 // the batch.
 //
+// Workgroups round their tokens' activations themselves, and have them in the nearest caches then;
+// or, if prepared is 1, llmir_round has rounded each row once: where many share the same tokens.
+//
 // ABI: pointers with an offset in elements, then sizes.
-//   x f32[T, K]  norm f32[K]  w u8[…] (blocks.h)  bias f32[N]  residual f32[T, N]
+//   x f32[T, K]  norm f32[K]  → acts u8[T + 16, row_bytes], the rows past T anything
+//   x, norm, acts  w u8[…] (blocks.h)  bias f32[N]  residual f32[T, N]
 //   → y f32[T, N]  scratch u8[workgroups, chunk_bytes]
 //   flags: which of the optional ones are there, and k << 8; an absent pointer is any valid one
 // Workgroup (id_n, id_m) of (count_n, count_m): an even share of the tiles, or pairs of tiles
-// where there is a gate, and of the tokens, at most CHUNK of them.
+// where there is a gate, and of the tokens, at most CHUNK of them.  Of llmir_round: of the tokens.
 // Owns: its block of y, and its scratch.
 #include "activations.h"
 #include "blocks.h"
@@ -124,7 +128,7 @@ INLINE void store_row(const Output *out, size_t row, size_t column, f32x16 value
 typedef struct {
   int format, precision;
   size_t rows, tile_rows;  // of activations; of those, how many go through AMX's integer tiles
-  uint8_t *acts;
+  const uint8_t *acts;
   size_t stride, k;
   uint8_t *memory;         // panels, or a piece
   uint8_t *packed;         // amx_pack_rows' of tile_rows
@@ -158,17 +162,18 @@ INLINE void multiply_unit(const Chunk *chunk, const uint8_t *unit, int parts, fl
   }
 }
 
-// A workgroup's scratch: its rows of activations; room for the panels of a unit, or for a
-// piece; for tiles, the rows once more, block by block.
-INLINE size_t chunk_bytes(size_t rows, int precision, size_t k) {
-  const size_t bytes = rows * row_bytes(k, precision);
+// A workgroup's scratch: its rows of activations, if it rounds them; room for the panels of a
+// unit, or for a piece; for tiles, the rows once more, block by block.
+INLINE size_t chunk_bytes(size_t prepared, size_t rows, int precision, size_t k) {
+  const size_t bytes = prepared ? 0 : rows * row_bytes(k, precision);
   if (precision >= FLOAT32) return bytes + FLOAT_PIECE_BYTES;
   return bytes + panels_bytes(k) + rows * (k / BLOCK) * ((size_t)num_planes(precision) * BLOCK + 8);
 }
 
-// What AMX needs before the first unit: zeros in the rows that fill up a sixteen, the rows
-// packed, the tiles configured.  Whether there is anything for it to do.
-INLINE int begin_tiles(Chunk *chunk, size_t most) {
+// What AMX needs before the first unit: the rows packed, the tiles configured.  Whether there is
+// anything for it to do.  Rows that fill up a sixteen are other rows, or anything: nobody looks
+// at what comes of them.
+INLINE int begin_tiles(Chunk *chunk) {
   int used = 0;
 #if defined(__AMX_INT8__)
   const size_t rows = chunk->rows, stride = chunk->stride, k = chunk->k;
@@ -180,9 +185,6 @@ INLINE int begin_tiles(Chunk *chunk, size_t most) {
   }
   used = rows && (chunk->tile_rows || pairs);
   if (!used) return 0;
-  for (size_t row = rows; row < most; row++)
-    for (size_t i = 0; i < stride; i += 64)
-      *(u8x64_any *)(chunk->acts + row * stride + i) = (u8x64)(0);
   for (size_t row = 0; row < chunk->tile_rows; row += AMX_ROWS)
     amx_pack_rows(chunk->acts + row * stride, stride, k, chunk->precision,
                   chunk->packed + row / AMX_ROWS * (k / BLOCK) *
@@ -191,7 +193,6 @@ INLINE int begin_tiles(Chunk *chunk, size_t most) {
   else amx_configure(amx_width(chunk->format, chunk->precision));
 #else
   (void)chunk;
-  (void)most;
 #endif
   return used;
 }
@@ -204,18 +205,19 @@ INLINE void end_tiles(void) {
 
 typedef struct {
   const float *x, *norm;
-  const uint8_t *w;
+  const uint8_t *acts, *w;
   const float *bias, *residual;
   float *y;
   uint8_t *scratch;
-  size_t tokens, k, n, flags;
+  size_t tokens, k, n, flags, prepared;
   float eps;
   size_t id_n, count_n, id_m, count_m;
 } Matmul;
 
-INLINE void prepare_rows(const Matmul *call, int format, int precision, size_t first, size_t rows,
-                         uint8_t *acts, size_t stride) {
-  const size_t k = call->k;
+// Rows first … first + rows - 1 of x, rounded.
+NOINLINE void prepare_rows(const Matmul *call, int format, int precision, size_t first, size_t rows,
+                           uint8_t *acts) {
+  const size_t k = call->k, stride = row_bytes(k, precision);
   const float *norm = call->flags & HAS_NORM ? call->norm : NULL;
   const int narrow = reads_pairs(format, precision), round = precision == BFLOAT16;
   const int zero = zero_of_offsets(format), parts = is_halved(format) ? 2 : 1;
@@ -247,9 +249,15 @@ NOINLINE void matmul(const Matmul *call, int format, int precision) {
   const size_t stride = row_bytes(k, precision);
   const size_t most = (tokens < CHUNK ? tokens + SCRATCH_ROWS - 1 : CHUNK) / SCRATCH_ROWS *
                       SCRATCH_ROWS;
-  uint8_t *acts = call->scratch + (call->id_m * call->count_n + call->id_n) *
-                                      chunk_bytes(most, precision, k);
-  prepare_rows(call, format, precision, first, rows, acts, stride);
+  uint8_t *scratch = call->scratch + (call->id_m * call->count_n + call->id_n) *
+                                         chunk_bytes(call->prepared, most, precision, k);
+  const uint8_t *acts = scratch;
+  if (call->prepared) {
+    acts = call->acts + first * stride;
+  } else {
+    prepare_rows(call, format, precision, first, rows, scratch);
+    scratch += most * stride;
+  }
   Best best[CHUNK];
   if (flags & BEST)
     for (size_t row = 0; row < rows; row++)
@@ -277,9 +285,9 @@ NOINLINE void matmul(const Matmul *call, int format, int precision) {
       .acts = acts,
       .stride = stride,
       .k = k,
-      .memory = acts + most * stride,
+      .memory = scratch,
   };
-  const int with_tiles = begin_tiles(&chunk, most);
+  const int with_tiles = begin_tiles(&chunk);
   const size_t unit_bytes = (size_t)parts * tile_bytes(format, k);
   const size_t end = units * (call->id_n + 1) / call->count_n;
   float sums[2 * CHUNK * LANES] __attribute__((aligned(64)));
@@ -346,17 +354,27 @@ void llmir_top(const float *parts, size_t parts_at, float *values, size_t values
   }
 }
 
-#define MATMUL(name, format, precision)                                                      \
-  void llmir_matmul_##name(                                                                    \
-      const float *x, size_t x_at, const float *norm, size_t norm_at, const uint8_t *w,        \
-      size_t w_at, const float *bias, size_t bias_at, const float *residual,                   \
-      size_t residual_at, float *y, size_t y_at, uint8_t *scratch, size_t scratch_at,          \
-      size_t tokens, size_t k, size_t n, size_t flags, float eps, size_t id_n, size_t count_n, \
-      size_t id_m, size_t count_m) {                                                           \
-    const Matmul call = {x + x_at, norm + norm_at, w + w_at, bias + bias_at,                   \
-                         residual + residual_at, y + y_at, scratch + scratch_at, tokens, k, n, \
-                         flags, eps, id_n, count_n, id_m, count_m};                            \
-    matmul(&call, format, precision);                                                        \
+#define MATMUL(name, format, precision)                                                          \
+  void llmir_round_##name(const float *x, size_t x_at, const float *norm, size_t norm_at,        \
+                          uint8_t *acts, size_t acts_at, size_t tokens, size_t k, size_t flags,  \
+                          size_t prepared, float eps, size_t id, size_t count) {                 \
+    const Matmul call = {.x = x + x_at, .norm = norm + norm_at, .k = k, .flags = flags,          \
+                         .eps = eps};                                                            \
+    const size_t first = tokens * id / count, end = tokens * (id + 1) / count;                   \
+    if (!prepared) return;                                                                       \
+    prepare_rows(&call, format, precision, first, end - first,                                   \
+                 acts + acts_at + first * row_bytes(k, precision));                              \
+  }                                                                                              \
+  void llmir_matmul_##name(                                                                      \
+      const float *x, size_t x_at, const float *norm, size_t norm_at, const uint8_t *acts,       \
+      size_t acts_at, const uint8_t *w, size_t w_at, const float *bias, size_t bias_at,          \
+      const float *residual, size_t residual_at, float *y, size_t y_at, uint8_t *scratch,        \
+      size_t scratch_at, size_t tokens, size_t k, size_t n, size_t flags, size_t prepared,       \
+      float eps, size_t id_n, size_t count_n, size_t id_m, size_t count_m) {                                \
+    const Matmul call = {x + x_at, norm + norm_at, acts + acts_at, w + w_at, bias + bias_at,     \
+                         residual + residual_at, y + y_at, scratch + scratch_at, tokens, k, n,   \
+                         flags, prepared, eps, id_n, count_n, id_m, count_m};                              \
+    matmul(&call, format, precision);                                                            \
   }
 
 #define FLOAT_MATMULS(name, format) \

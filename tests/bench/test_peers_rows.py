@@ -190,8 +190,15 @@ def test_every_peer_keeps_the_contract() -> None:
             workers = Path(llmir.__file__).parent / "bench" / "peers" / "workers"
             assert (workers / f"{plan.worker}.py").is_file()
             for install in plan.environment.installs:
-                pinned = [word for word in install if "==" in word]
-                assert pinned, f"{name} installs something that is not pinned: {install}"
+                before = ("", *install)
+                packages = [
+                    word
+                    for word, option in zip(install, before, strict=False)
+                    if not word.startswith("-") and option != "--no-binary"
+                ]
+                loose = [word for word in packages if "==" not in word]
+                assert packages, f"{name} installs nothing: {install}"
+                assert not loose, f"{name} installs what is not pinned: {loose}"
 
 
 def test_sides_are_selected_by_name() -> None:

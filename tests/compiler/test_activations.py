@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from llmir.compiler.activations import AUTO, ROLES, parse_activations, role_of
+from llmir.compiler.activations import AUTO, ROLES, of_format, parse_activations, role_of
 from llmir.dialect_ext.activations import PRECISIONS, allowed, is_known
 from llmir.errors import OptionError
 
@@ -62,6 +62,26 @@ def test_what_is_refused(given: str | dict[str, str], message: str) -> None:
 )
 def test_roles(name: str, tied: bool, role: str) -> None:
     assert role_of(name, tied) == role
+
+
+def test_what_a_precision_means_for_a_format() -> None:
+    assert of_format("int12+", "q4_1") == "int12+"
+    assert of_format("int8", "int4-g32") == "int8"
+    assert of_format("int12+", "bf16") == "bf16+"
+    assert of_format("int8+", "f16") == "f32"
+    assert of_format("f32", "bf16") == "f32"
+    assert of_format("bf16", "f16") == "bf16"
+
+
+@pytest.mark.parametrize("precision", ["int8", "int12", "int16"])
+@pytest.mark.parametrize("weight", ["bf16", "f16", "f32"])
+def test_integers_are_not_for_float_weights(precision: str, weight: str) -> None:
+    with pytest.raises(
+        OptionError,
+        match=f"activations {precision} are for quantised weights, and "
+        f"some here are {weight}: ask for bf16 or f32",
+    ):
+        of_format(precision, weight)
 
 
 def test_a_plus_allows_every_better_one() -> None:

@@ -111,6 +111,7 @@ def test_the_packed_format_of_planes() -> None:
 
     assert found("q6_k", 8, 16) == "q6_k"
     assert found("int4-g32", 4, 32, 8) == "int4_g32"
+    assert found("int4-g64-zp", 4, 64, 0, mins=True) == "int4_g64_zp"
     assert found("int8", 8, 512) == "int8"
     assert found("", 8, 512) == "int8"
     assert found("", 4, 128, 8) == "int4_g128"

@@ -17,7 +17,7 @@ QUANTIZERS = {
     "q4_0": (quantize_q4_0, gguf.GGMLQuantizationType.Q4_0),
     "q8_0": (quantize_q8_0, gguf.GGMLQuantizationType.Q8_0),
 }
-ROUNDED = ["q8_0", "q4_0", "int8", "int4-g32"]
+ROUNDED = ["q8_0", "q4_0", "int8", "int4-g32", "int4-g64", "int4-g32-zp", "int4-g64-zp"]
 
 
 def weight(values: np.ndarray, fmt: str = "f32", name: str = "w") -> formats.Weight:
@@ -144,6 +144,21 @@ def test_int4_keeps_the_extreme_of_either_sign():
     np.testing.assert_array_equal(formats.quantize(weight(w), "int4-g32").dequantize(), w)
 
 
+@pytest.mark.parametrize("group", [32, 64, 128])
+def test_int4_with_a_zero_point_is_within_half_a_step(group):
+    w = normal(40, 256) * np.logspace(-6, 6, 40, dtype=np.float32)[:, None] + 0.5
+    w[3] = 7.25  # one number: no step, and nothing lost
+    got = formats.quantize(weight(w), f"int4-g{group}-zp")
+    assert got.layout == formats.QuantLayout(bits=4, group_size=group, has_mins=True)
+    groups = w.reshape(40, -1, group)
+    np.testing.assert_array_equal(got.mins, groups.min(axis=-1))
+    np.testing.assert_allclose(got.scales, np.ptp(groups, axis=-1) / 15, rtol=1e-6)
+    np.testing.assert_array_equal(got.dequantize()[3], w[3])
+    step = np.repeat(got.scales, group, axis=1)
+    rounding = 2.0**-22 * np.abs(w)  # of w - min and of scale q + min
+    assert (np.abs(got.dequantize() - w) <= 0.5 * step + rounding).all()
+
+
 @pytest.mark.parametrize("mode", ROUNDED)
 def test_many_chunks_are_no_different(mode, monkeypatch):
     from llmir.formats import packing
@@ -238,14 +253,15 @@ def test_an_unknown_mode_lists_the_known():
     with pytest.raises(UnknownNameError) as caught:
         formats.quantize(weight(normal(2, 32)), "int3")
     assert str(caught.value) == (
-        "unknown weight mode 'int3'; known: bf16, f32, int4-g32, int8, keep, q4_0, q8_0"
+        "unknown weight mode 'int3'; known: bf16, f32, int4-g128, int4-g128-zp, int4-g32, "
+        "int4-g32-zp, int4-g64, int4-g64-zp, int8, keep, q4_0, q8_0"
     )
 
 
 @pytest.mark.parametrize("mode", formats.WEIGHT_MODES[1:])
 def test_a_weight_of_the_wrong_size_is_refused_in_every_mode(mode):
     short = formats.Weight(
-        name="w", shape=(2, 32), format=formats.get("f16"), raw=np.zeros(127, np.uint8)
+        name="w", shape=(2, 128), format=formats.get("f16"), raw=np.zeros(511, np.uint8)
     )
-    with pytest.raises(CorruptModelError, match="takes 128 bytes, but the file has 127"):
+    with pytest.raises(CorruptModelError, match="takes 512 bytes, but the file has 511"):
         formats.quantize(short, mode)

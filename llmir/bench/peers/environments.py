@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -87,5 +86,5 @@ def _run_all(environment: Environment, here: Path, log: Path) -> None:
             if done.returncode != 0:
                 raise DeviceError(
                     f"installing {environment.name} failed with status {done.returncode} "
-                    f"({os.fspath(log)} says why): {' '.join(command)}"
+                    f"({log.name} says why): {' '.join([Path(command[0]).name, *command[1:]])}"
                 )

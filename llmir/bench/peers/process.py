@@ -95,12 +95,12 @@ class SideProcess:
     def _ask(self, command: dict[str, Any], timeout_s: float) -> dict[str, Any]:
         assert self._process.stdin is not None
         if self._process.returncode is not None:
-            raise SideError(f"its process is gone; see {self._log}")
+            raise SideError(f"its process is gone; see {self._log.name}")
         try:
             self._process.stdin.write(json.dumps(command).encode() + b"\n")
             self._process.stdin.flush()
         except OSError as error:
-            raise SideError(f"its process is gone; see {self._log}") from error
+            raise SideError(f"its process is gone; see {self._log.name}") from error
         answer: dict[str, Any] = json.loads(self._line(timeout_s))
         if "error" in answer:
             raise SideError(answer["error"])
@@ -119,7 +119,7 @@ class SideProcess:
             if not piece:
                 status = self._process.wait()
                 self.kill()
-                raise SideError(f"its process ended with status {status}; see {self._log}")
+                raise SideError(f"its process ended with status {status}; see {self._log.name}")
             self._unread += piece
         line, _, self._unread = self._unread.partition(b"\n")
         return line

@@ -28,7 +28,7 @@ class Cell:
 
     rates              tokens per second of each round, in their order
     load_s             median over the starts of its process, so far
-    peak_memory_bytes  of its process, up to the last round of this metric
+    peak_memory_bytes  of its process, in the rounds of this metric
     others_cpu_shares  of each round: what else the machine was busy with; None: unknown
     error              why there are fewer rounds than asked for; "": there are not
     """
@@ -111,7 +111,8 @@ class Runner:
         cell.versions = process.about.get("versions", {})
         peak = answer["peak_memory_bytes"]
         if peak is not None:
-            cell.peak_memory_bytes = self._peaks[side] = max(peak, self._peaks.get(side, 0))
+            cell.peak_memory_bytes = max(peak, cell.peak_memory_bytes or 0)
+            self._peaks[side] = max(peak, self._peaks.get(side, 0))
 
     def _process(self, side: Side) -> SideProcess:
         """The side's process, started if it is not running."""

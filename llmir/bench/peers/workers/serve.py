@@ -9,7 +9,8 @@
 MODULE, a file beside this one, has `class Side` with `__init__(spec)`, `about()`,
 `decode(batch, depth, steps, seed)` and `prefill(tokens, seed)`; `logits(tokens, place)` if
 its accuracy is measured, which writes float32 [tokens, V] into a file; and `make(spec)` if its
-peer has model files to write.  The answer to everything has `peak_memory_bytes`, or is
+peer has model files to write.  The answer to everything has `peak_memory_bytes`, the most since
+the command came; or it is
 {"error": message}; that to a round has `others_cpu_share`, the CPU time that other processes
 took meanwhile, of all there was.  What a library prints goes to stderr.
 
@@ -42,6 +43,12 @@ def peak_memory_bytes() -> int | None:
         return None
     lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
     return int(lines["VmHWM"].split()[0]) * 1024
+
+
+def forget_peak() -> None:
+    """Have the most that was resident count from now on; Linux alone."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def cpu_seconds() -> tuple[float, float, float] | None:
@@ -87,6 +94,7 @@ def main() -> None:
     side: Any = None
     for line in sys.stdin:
         command = json.loads(line)
+        forget_peak()
         try:
             answer = {}
             match command.pop("do"):
