@@ -137,6 +137,8 @@ class LLM(engine.LLM):
         num_threads: CPU worker threads; None: one per physical core.
         max_num_seqs, max_num_batched_tokens: most sequences and tokens in a step, within
             what the artifact was compiled for.
+        enable_prefix_caching: prompts that begin alike share the KV pages of what they share,
+            now and later; off, each is computed anew.  Answers are the same.
         verify_weights: "first", "always" or "never", see artifact.load.
         on_stage: as in `compile`.
         options: for a model: further options of `compile`.
@@ -154,6 +156,7 @@ class LLM(engine.LLM):
         num_threads: int | None = None,
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
+        enable_prefix_caching: bool = True,
         verify_weights: str = "first",
         on_stage: StageHook = lambda name: nullcontext(),
         **options: Any,
@@ -174,7 +177,9 @@ class LLM(engine.LLM):
             num_threads=num_threads,
         )
         config = SchedulerConfig(
-            max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            enable_prefix_caching=enable_prefix_caching,
         )
         super().__init__(
             opened.runner,

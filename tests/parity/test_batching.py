@@ -65,7 +65,10 @@ def assert_any_company(
     vocab_size = roomy.limits.vocab_size
     prompts = prompts_of(rng, vocab_size, rng.integers(*lengths, num_prompts))
     wanted = [params(new_tokens, None if i % 3 else i) for i in range(num_prompts)]
-    alone = [serve(roomy, [p], [w])[0] for p, w in zip(prompts, wanted, strict=True)]
+    alone = [
+        serve(roomy, [p], [w], enable_prefix_caching=False)[0]
+        for p, w in zip(prompts, wanted, strict=True)
+    ]
 
     order = rng.permutation(num_prompts)
     page_size = roomy.limits.page_size
@@ -75,6 +78,7 @@ def assert_any_company(
     for runner, config in (
         (roomy, {}),
         (roomy, {"max_num_batched_tokens": int(rng.integers(1, 40))}),
+        (roomy, {"enable_prefix_caching": False}),
         (roomy, {"max_prefill_chunk": int(rng.integers(1, 40)), "max_num_seqs": 3}),
         (scarce, {"max_prefill_chunk": int(rng.integers(8, 64))}),
     ):
@@ -91,6 +95,25 @@ def test_any_company(tiny: Artifact) -> None:
         for seed in range(6)
     ]
     assert sum(counts) > 0, "the small KV cache was meant to force preemptions"
+
+
+def test_known_beginnings(tiny: Artifact) -> None:
+    """Requests that begin alike, at once and one after the other, from pages that others computed."""
+    rng = np.random.default_rng(5)
+    runner = session(tiny)
+    (beginning,) = prompts_of(rng, runner.limits.vocab_size, [70])
+    prompts = [
+        beginning[:shared] + own
+        for shared, own in zip(
+            [70, 64, 33, 17, 70], prompts_of(rng, runner.limits.vocab_size, [9, 1, 20, 3, 40])
+        )
+    ]
+    prompts.append(prompts[0])
+    wanted = [params(8)] * len(prompts)
+    alone = [serve(runner, [p], [params(8)], enable_prefix_caching=False)[0] for p in prompts]
+    for config in ({}, {"max_num_seqs": 1}, {"max_num_seqs": 2, "max_prefill_chunk": 19}):
+        for answer, expected in zip(serve(runner, prompts, wanted, **config), alone, strict=True):
+            assert_same(answer, expected)
 
 
 def test_full_steps(tiny: Artifact) -> None:
