@@ -229,12 +229,14 @@ _ARITH: dict[str, Callable[..., Any]] = {
     "addi": lambda a, b: a + b,
     "muli": lambda a, b: a * b,
     "divui": lambda a, b: a // b,
+    "remui": lambda a, b: a % b,
     "ceildivui": _ceil_div,
     "minui": min,
     "maxsi": max,
     "index_cast": lambda a: a,
     "maxui": max,
     "andi": lambda a, b: a and b,
+    "ori": lambda a, b: a or b,
     "select": lambda c, a, b: a if c else b,
 }
 _COMPARE: tuple[Callable[[int, int], bool], ...] = (
@@ -242,6 +244,22 @@ _COMPARE: tuple[Callable[[int, int], bool], ...] = (
     lambda a, b: a != b,
     *(lambda a, b: a < b, lambda a, b: a <= b, lambda a, b: a > b, lambda a, b: a >= b) * 2,
 )
+
+
+def index_values(text: str, names: Sequence[str], **given: int) -> dict[str, int]:
+    """Of MLIR that computes index values of others, those of these names."""
+    arguments = ", ".join(f"%{name}: index" for name in given)
+    types = ", ".join(["index"] * len(names))
+    returned = ", ".join(f"%{name}" for name in names)
+    module = parse_module(
+        f"func.func @f({arguments}) -> ({types}) {{\n{text}\n  return {returned} : {types}\n}}"
+    )
+    (block,) = module.body.operations[0].regions[0].blocks
+    values: dict[ir.Value, Any] = dict(zip(block.arguments, given.values(), strict=True))
+    *computed, last = block
+    for op in computed:
+        _evaluate(op.operation, values)
+    return {name: values[v] for name, v in zip(names, last.operation.operands, strict=True)}
 
 
 def _evaluate(op: ir.Operation, values: dict[ir.Value, Any]) -> None:

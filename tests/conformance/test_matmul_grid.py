@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 
 from llmir.dialect_ext.base import Call
@@ -13,24 +11,9 @@ from llmir.dialect_ext.registry import get_op
 from llmir.dialect_ext.types import TensorType
 from llmir.formats import packed
 
-CONSTANT = re.compile(r"%(\w+) = arith\.constant (\d+) : (?:index|i1)")
-COMPARED = re.compile(r"%(\w+) = arith\.cmpi (\w+), %(\w+), %(\w+) : (?:index|i1)")
-CHOSEN = re.compile(r"%(\w+) = arith\.select %(\w+), %(\w+), %(\w+) : (?:index|i1)")
-COMPUTED = re.compile(r"%(\w+) = arith\.(\w+) %(\w+), %(\w+) : (?:index|i1)")
-FUNCTIONS = {
-    "addi": lambda a, b: a + b,
-    "muli": lambda a, b: a * b,
-    "minui": min,
-    "maxui": max,
-    "ceildivui": lambda a, b: -(-a // b),
-    "ule": lambda a, b: a <= b,
-    "uge": lambda a, b: a >= b,
-    "ugt": lambda a, b: a > b,
-    "eq": lambda a, b: a == b,
-    "remui": lambda a, b: a % b,
-    "andi": lambda a, b: a and b,
-    "ori": lambda a, b: a or b,
-}
+from .lowered_calls import index_values
+
+SIZES = ("count_n", "count_m", "count_rounding", "prepared", "row_bytes", "rounded_bytes")
 
 
 def plan_of(rows: int, cols: int) -> Plan:
@@ -43,21 +26,7 @@ def plan_of(rows: int, cols: int) -> Plan:
 
 
 def sizes_of(plan: Plan, tokens: int, workers: int) -> dict[str, int]:
-    """Every index value of a plan's `shapes`."""
-    known = {"T": tokens, "W": workers}
-    for line in plan.shapes.splitlines():
-        text = line.strip()
-        if match := CONSTANT.fullmatch(text):
-            known[match[1]] = int(match[2])
-        elif match := COMPARED.fullmatch(text):
-            known[match[1]] = FUNCTIONS[match[2]](known[match[3]], known[match[4]])
-        elif match := CHOSEN.fullmatch(text):
-            known[match[1]] = known[match[3]] if known[match[2]] else known[match[4]]
-        elif match := COMPUTED.fullmatch(text):
-            known[match[1]] = FUNCTIONS[match[2]](known[match[3]], known[match[4]])
-        else:
-            assert not text, f"not understood: {text}"
-    return known
+    return index_values(plan.shapes, SIZES, T=tokens, W=workers)
 
 
 def longest(sizes: dict[str, int], tokens: int, units: int, workers: int) -> float:
