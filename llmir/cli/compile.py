@@ -37,9 +37,10 @@ Examples:
 @click.option(
     "--weights",
     type=click.Choice(WEIGHT_MODES),
+    metavar="FORM",
     default=_DEFAULT.weights,
     show_default=True,
-    help="How to store the weights; keep: as the model has them.",
+    help=f"How to store the weights: {', '.join(WEIGHT_MODES)}; keep: as the model has them.",
 )
 @click.option(
     "--kv-dtype",

@@ -25,6 +25,7 @@ def model_options(command: Decorated) -> Decorated:
     command = click.option(
         "--weights",
         type=click.Choice(WEIGHT_MODES),
+        metavar="FORM",
         help="For a model, not an artifact: how to store the weights; see llmir compile.",
     )(command)
     command = click.option(

@@ -65,9 +65,7 @@ def assert_pages_add_up(engine: LLMEngine, *, unused_slots: bool = True) -> None
         assert 0 not in held
         assert len(held) + pool.num_free == pool.capacity
         users = Counter(
-            id(node)
-            for seq in scheduler.running
-            for node in seq.nodes[seq.first_page[group] :]
+            id(node) for seq in scheduler.running for node in seq.nodes[seq.first_page[group] :]
         )
         assert all(node.users[group] == users[id(node)] for node in nodes)
         idle = [node for node in nodes if node.pages[group] and not node.users[group]]

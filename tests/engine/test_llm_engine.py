@@ -15,8 +15,11 @@ EOS = (5, 9)
 
 BEGINNING = [7, 1, 60, 2, 2, 33, 8, 41, 5, 19, 0, 63, 12, 4, 4, 28]
 own_tokens = st.lists(st.integers(0, 63), min_size=1, max_size=24)
-prompts = own_tokens | st.builds(  # some begin alike
-    lambda shared, own: BEGINNING[:shared] + own, st.integers(1, 16), own_tokens
+prompts = (
+    own_tokens
+    | st.builds(  # some begin alike
+        lambda shared, own: BEGINNING[:shared] + own, st.integers(1, 16), own_tokens
+    )
 )
 requests = st.lists(st.tuples(prompts, st.integers(1, 12)), min_size=1, max_size=10)
 windows = st.sampled_from([(None,), (None, 6), (7,), (None, 1, 9)])
@@ -149,7 +152,7 @@ def test_a_top_k_that_cuts_nothing_off_keeps_the_order_of_the_ids():
 @given(
     requests=requests,
     aborts=st.lists(st.tuples(st.integers(0, 30), st.integers(0, 9)), max_size=10),
-    pages=st.integers(10, 16),
+    pages=st.integers(14, 20),
     fail_at=st.integers(0, 40),
 )
 def test_aborts_and_failures_leave_no_page_behind(requests, aborts, pages, fail_at):
@@ -207,7 +210,7 @@ def computed_tokens(engine):
 
 def test_what_begins_alike_is_computed_once():
     engine = make_engine()
-    first, second = BEGINNING + [1, 2, 3], BEGINNING + [9]
+    first, second = [*BEGINNING, 1, 2, 3], [*BEGINNING, 9]
     engine.add_request("first", first, params_of(1, temperature=0))
     run(engine)
     engine.add_request("second", second, params_of(1, temperature=0))

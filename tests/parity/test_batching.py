@@ -102,12 +102,8 @@ def test_known_beginnings(tiny: Artifact) -> None:
     rng = np.random.default_rng(5)
     runner = session(tiny)
     (beginning,) = prompts_of(rng, runner.limits.vocab_size, [70])
-    prompts = [
-        beginning[:shared] + own
-        for shared, own in zip(
-            [70, 64, 33, 17, 70], prompts_of(rng, runner.limits.vocab_size, [9, 1, 20, 3, 40])
-        )
-    ]
+    own = prompts_of(rng, runner.limits.vocab_size, [9, 1, 20, 3, 40])
+    prompts = [beginning[:n] + rest for n, rest in zip([70, 64, 33, 17, 70], own, strict=True)]
     prompts.append(prompts[0])
     wanted = [params(8)] * len(prompts)
     alone = [serve(runner, [p], [params(8)], enable_prefix_caching=False)[0] for p in prompts]

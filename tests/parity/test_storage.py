@@ -45,7 +45,7 @@ def largest(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(a - b).max())
 
 
-@pytest.mark.parametrize("mode", ["bf16", "q8_0", "q4_0", "int8", "int4-g32", "int4-g64-zp"])
+@pytest.mark.parametrize("mode", ["bf16", "q8_0", "q4_0", "int8", "int4-g32", "int4-g32-zp"])
 def test_rounded_weights(mode: str, tiny_checkpoint: Make) -> None:
     checkpoint = tiny_checkpoint("llama-tied")
     model = reference.from_checkpoint(checkpoint)
