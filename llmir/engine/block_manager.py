@@ -62,43 +62,27 @@ class BlockManager:
                 longest = fits if longest is None else min(longest, fits)
         return longest
 
-    def admits(self, seq: Sequence, chunk: int, running: Iterable[Sequence]) -> bool:
-        """Whether `seq`, which holds no pages, can be taken in.
+    def admit(self, seq: Sequence, chunk: int, running: Iterable[Sequence]) -> bool:
+        """Take in `seq`, which holds no pages, if it fits: with the cached columns it begins with.
 
         All its tokens must fit beside what the running sequences still need for tokens they
         already have, so that a prompt is not begun only to be thrown out half way.
         """
         known = self._known(seq)
         for group in range(len(self.pools)):
-            need = max(0, self._needed(group, seq, chunk) - len(self._used(group, known)))
+            used = self._used(group, known)
+            need = max(0, self._needed(group, seq, chunk) - len(used))
             # What is cached and idle is no longer to be had once this sequence uses it.
-            need += sum(node.users[group] == 0 for node in self._used(group, known))
+            need += sum(node.users[group] == 0 for node in used)
             for other in running:
                 held = len(other.pages[group]) - other.first_page[group]
                 need += max(0, self._needed(group, other, chunk) - held)
             if need > self._num_free(group):
                 return False
-        return True
-
-    def num_cached_tokens(self, seq: Sequence) -> int:
-        """Tokens of `seq`, which holds no pages, that `admit` would not have to compute."""
-        return len(self._known(seq)) * self.page_size
-
-    def admit(self, seq: Sequence) -> None:
-        """Take in `seq`, which holds no pages: with those that are cached, computed that far."""
-        known = self._known(seq)
-        seq.nodes = list(known)
-        seq.pages = [[PADDING_PAGE] * len(known) for _ in self.pools]
-        seq.first_page = [0] * len(self.pools)
-        for group, pages in enumerate(seq.pages):
-            used = self._used(group, known)
-            seq.first_page[group] = len(known) - len(used)
-            for column, node in enumerate(used, seq.first_page[group]):
-                assert self.tree is not None
-                pages[column] = self.tree.acquire(node, group)
-        seq.num_computed_tokens = len(known) * self.page_size
+        self._begin(seq, known)
         self.num_queried_tokens += seq.num_tokens
         self.num_hit_tokens += seq.num_computed_tokens
+        return True
 
     def max_chunk(self, seq: Sequence, want: int) -> int:
         """How many of the next `want` tokens of `seq` the free pages have room for."""
@@ -111,7 +95,7 @@ class BlockManager:
     def allocate(self, seq: Sequence, end: int) -> None:
         """Give `seq` the pages of positions before `end`; `max_chunk` said that they are there."""
         if not seq.pages:
-            self.admit(seq)
+            self._begin(seq, [])
         columns = -(-end // self.page_size)
         for group, pages in enumerate(seq.pages):
             while len(pages) < columns:
@@ -149,15 +133,29 @@ class BlockManager:
             return []
         return known[self.tree.first_needed(group, len(known)) :]
 
+    def _begin(self, seq: Sequence, known: list[Node]) -> None:
+        """Have `seq` use these columns, which are computed then."""
+        seq.nodes = known
+        seq.pages = [[PADDING_PAGE] * len(known) for _ in self.pools]
+        seq.first_page = [0] * len(self.pools)
+        for group, pages in enumerate(seq.pages):
+            used = self._used(group, known)
+            seq.first_page[group] = len(known) - len(used)
+            for column, node in enumerate(used, seq.first_page[group]):
+                assert self.tree is not None
+                pages[column] = self.tree.acquire(node, group)
+        seq.num_computed_tokens = len(known) * self.page_size
+
     def _share(self, tree: PrefixTree, seq: Sequence) -> None:
         """Give the columns that are computed now to the tree."""
         for column in range(len(seq.nodes), seq.num_computed_tokens // self.page_size):
             parent = seq.nodes[-1] if seq.nodes else None
             tokens = seq.tokens(column * self.page_size, (column + 1) * self.page_size)
-            used = tree.add(parent, tokens, [pages[column] for pages in seq.pages])
-            for pages, page in zip(seq.pages, used, strict=True):
-                pages[column] = page
-            seq.nodes.append(tree.child(parent, tokens))
+            node = tree.add(parent, tokens, [pages[column] for pages in seq.pages])
+            for pages, page in zip(seq.pages, node.pages, strict=True):
+                if pages[column] != PADDING_PAGE:
+                    pages[column] = page
+            seq.nodes.append(node)
 
     def _trim(self, seq: Sequence) -> None:
         for group, window in enumerate(self.windows):

@@ -114,13 +114,13 @@ class PrefixTree:
             self.num_idle[group] += 1
             self._offer(node, group)
 
-    def add(self, parent: Node | None, tokens: Sequence[int], pages: Sequence[int]) -> list[int]:
-        """Take over the pages of one column, of which the caller becomes a user.
+    def add(self, parent: Node | None, tokens: Sequence[int], pages: Sequence[int]) -> Node:
+        """Take over the pages of one column, which the caller uses from now on.
 
         parent:  the column before it; None: there is none
         pages:   [group] the caller's own pages, PADDING_PAGE where it has none
-        Returns the pages to use from now on: where the column was known already, the tree's; the
-        caller's are free then.  `child` finds the node.
+        Returns the column, whose pages are the caller's; or, where it was known already, the
+        tree's, and the caller's are free then.
         """
         parent = parent or self._root
         key = tuple(tokens)
@@ -129,22 +129,16 @@ class PrefixTree:
             node = self._node(parent, key)
             parent.children[key] = node
             self.num_nodes += 1
-        used = []
         for group, page in enumerate(pages):
             if page == PADDING_PAGE:
-                used.append(page)
                 continue
             if node.pages[group] == PADDING_PAGE:
                 node.pages[group] = page
                 self.num_idle[group] += 1  # until it is acquired
             else:
                 self._pools[group].free(page)
-            used.append(self.acquire(node, group))
-        return used
-
-    def child(self, parent: Node | None, tokens: Sequence[int]) -> Node:
-        """The node that `add` made or found."""
-        return (parent or self._root).children[tuple(tokens)]
+            self.acquire(node, group)
+        return node
 
     # -- evicting --------------------------------------------------------------------------
 

@@ -134,12 +134,11 @@ class Scheduler:
             if self._waits_for_leader(seq):
                 held_back.append(seq)
                 continue
-            if not self.blocks.admits(seq, self.max_prefill_chunk, self.running):
+            if not self.blocks.admit(seq, self.max_prefill_chunk, self.running):
                 self.waiting.appendleft(seq)
                 break
             self.running.append(seq)
             seq.status = Status.RUNNING
-            self.blocks.admit(seq)
             length = self.blocks.max_chunk(seq, self._chunk_length(seq, tokens, rows))
             tokens, rows = self._take(seq, length, chunks, tokens, rows)
         self.waiting.extendleft(reversed(held_back))

@@ -21,6 +21,7 @@ from llmir.formats import kquants
 from llmir.formats.base import F32, U8, GroupQuantized, QuantLayout, Weight
 from llmir.formats.iq import VALUES as IQ4_NL_VALUES
 from llmir.formats.packing import CHUNK_ELEMENTS, unpack
+from llmir.formats.rounding import INT4_GROUP_SIZES
 
 TILE_ROWS = 16
 BLOCK = 32
@@ -90,7 +91,6 @@ _D, _DMIN = Field(name="d", dtype="<f2"), Field(name="dmin", dtype="<f2")
 _SUB = (Field(name="s", dtype="u1", count=8), Field(name="m", dtype="u1", count=8))
 _HALVES = Field(name="s", dtype="i1", count=16)
 _SCALE_32, _MIN_32 = Field(name="scale", dtype="<f4"), Field(name="min", dtype="<f4")
-_INT4_GROUPS = (32, 64, 128)
 
 FORMATS = {
     f.name: f
@@ -107,11 +107,11 @@ FORMATS = {
         PackedFormat(name="int8", bits=8, section=0, zero=128, header=(_SCALE_32,)),
         *(
             PackedFormat(name=f"int4_g{g}", bits=4, section=g, zero=8, header=(_SCALE_32,))
-            for g in _INT4_GROUPS
+            for g in INT4_GROUP_SIZES
         ),
         *(
             PackedFormat(name=f"int4_g{g}_zp", bits=4, section=g, header=(_SCALE_32, _MIN_32))
-            for g in _INT4_GROUPS
+            for g in INT4_GROUP_SIZES
         ),
         PackedFormat(name="f32", bits=32, section=0),
         PackedFormat(name="f16", bits=16, section=0),
@@ -131,7 +131,7 @@ def format_of(name: str, layout: QuantLayout, num_cols: int) -> str | None:
     if layout.bits == 8:
         is_one_group = layout.group_size == num_cols
         return "int8" if is_one_group and not layout.zero_point and not layout.has_mins else None
-    if (name and not name.startswith("int4-")) or layout.group_size not in _INT4_GROUPS:
+    if (name and not name.startswith("int4-")) or layout.group_size not in INT4_GROUP_SIZES:
         return None
     if layout.zero_point != (0 if layout.has_mins else 8):
         return None

@@ -31,7 +31,8 @@ from llmir.formats.floats import BF16_FORMAT, F32_FORMAT, to_bf16
 from llmir.formats.legacy import Q4_0, Q8_0, quantize_q4_0, quantize_q8_0
 from llmir.formats.packing import chunks, pack
 
-_INT4_GROUPS: Final = {f"int4-g{size}": size for size in (32, 64, 128)}
+INT4_GROUP_SIZES: Final = (32, 64, 128)
+_INT4_GROUPS: Final = {f"int4-g{size}": size for size in INT4_GROUP_SIZES}
 _INT4_MODES: Final = (*_INT4_GROUPS, *(f"{mode}-zp" for mode in _INT4_GROUPS))
 
 WEIGHT_MODES: Final = ("keep", "f32", "bf16", "q8_0", "q4_0", "int8", *_INT4_MODES)

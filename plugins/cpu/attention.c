@@ -41,6 +41,17 @@ INLINE size_t tile_tokens(size_t group, size_t dim) {
   return most < MAX_TILE_TOKENS ? (most ? most : 1) : MAX_TILE_TOKENS;
 }
 
+// Whether AMX's tiles attend to a block.
+INLINE int uses_tiles(int dtype, const Tile *tile) {
+#if defined(__AMX_BF16__)
+  return dtype == KV_BF16 && tile->dim % 32 == 0;
+#else
+  (void)dtype;
+  (void)tile;
+  return 0;
+#endif
+}
+
 // The block of the context that starts there.  `next` is fetched meanwhile: a few rows are done
 // with a block so soon that asking for all of the next one at once would take as long.
 INLINE void attend_block(int dtype, Tile *tile, const Context *context, size_t start,
@@ -48,7 +59,7 @@ INLINE void attend_block(int dtype, Tile *tile, const Context *context, size_t s
   const KvBlock block = kv_block(dtype, context, start);
   const size_t page_size = context->shape.page_size;
 #if defined(__AMX_BF16__)
-  if (dtype == KV_BF16 && tile->dim % 32 == 0) {
+  if (uses_tiles(dtype, tile)) {
     for (size_t row = 0; row < tile->rows; row += AMX_ROWS)
       amx_attend_rows(tile, row, &block, page_size);
     return;
@@ -71,11 +82,7 @@ INLINE void attend_block(int dtype, Tile *tile, const Context *context, size_t s
 
 // Whether a tile's blocks are fetched while the ones before are attended to, line by line.
 INLINE int fetches_by_line(int dtype, const Tile *tile) {
-#if defined(__AMX_BF16__)
-  if (dtype == KV_BF16 && tile->dim % 32 == 0) return 0;
-#endif
-  (void)dtype;
-  return tile->rows <= 4;
+  return !uses_tiles(dtype, tile) && tile->rows <= 4;
 }
 
 // maximum, weight and sums of the tile over one chunk.  A block is read once for all rows.

@@ -370,10 +370,10 @@ void llmir_top(const float *parts, size_t parts_at, float *values, size_t values
       size_t acts_at, const uint8_t *w, size_t w_at, const float *bias, size_t bias_at,          \
       const float *residual, size_t residual_at, float *y, size_t y_at, uint8_t *scratch,        \
       size_t scratch_at, size_t tokens, size_t k, size_t n, size_t flags, size_t prepared,       \
-      float eps, size_t id_n, size_t count_n, size_t id_m, size_t count_m) {                                \
+      float eps, size_t id_n, size_t count_n, size_t id_m, size_t count_m) {                     \
     const Matmul call = {x + x_at, norm + norm_at, acts + acts_at, w + w_at, bias + bias_at,     \
                          residual + residual_at, y + y_at, scratch + scratch_at, tokens, k, n,   \
-                         flags, prepared, eps, id_n, count_n, id_m, count_m};                              \
+                         flags, prepared, eps, id_n, count_n, id_m, count_m};                    \
     matmul(&call, format, precision);                                                            \
   }
 

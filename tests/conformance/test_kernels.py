@@ -40,9 +40,8 @@ from .native import Native
 
 DTYPES = ("f32", "f16", "bf16", "int8", "fp8")
 MATMULS = {f"llmir_matmul_{f}_{a}": (f, a) for f in packed.FORMATS for a in activations_of(f)}
-ROUNDS = {
-    name.replace("matmul", "round"): of for name, of in MATMULS.items()
-}  # test_matmul's first
+# test_matmul calls them first.
+ROUNDS = {name.replace("matmul", "round") for name in MATMULS}
 ROWS = {f"llmir_rows_{f}": f for f in packed.FORMATS}
 ATTENDS = {f"llmir_attend_{d}": d for d in DTYPES}
 APPENDS = {f"llmir_append_kv_{d}": d for d in DTYPES}

@@ -41,9 +41,9 @@ class Holder:
             pages.append(pool.allocate())
         column = tokens[len(self.nodes) * PAGE : (len(self.nodes) + 1) * PAGE]
         parent = self.nodes[-1] if self.nodes else None
-        used = self.tree.add(parent, column, pages)
-        node = self.tree.child(parent, column)
-        assert used == node.pages
+        node = self.tree.add(parent, column, pages)
+        assert node.tokens == tuple(column)
+        assert all(node.pages)
         self.nodes.append(node)
         self.held += [(node, group) for group in range(len(self.pools))]
         return True
@@ -82,7 +82,8 @@ def test_the_same_column_twice_keeps_one_page() -> None:
     tree, pools = make(8)
     first = compute(tree, pools, [1, 2])
     page = pools[0].allocate()
-    assert tree.add(None, [1, 2], [page]) == first.nodes[0].pages
+    assert tree.add(None, [1, 2], [page]) is first.nodes[0]
+    assert first.nodes[0].pages != [page]
     assert pools[0].num_free == 7
     assert first.nodes[0].users == [2]
 
