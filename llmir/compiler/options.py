@@ -32,6 +32,8 @@ PAGE_SIZES = (8, 16, 32)
 FUSION_MODES = tuple(FUSIONS)
 DEFAULT_MAX_MODEL_LEN = 8192
 DEFAULT_MAX_NUM_SEQS = 64
+SERVING_PACKAGES = frozenset({"bench", "cli", "engine", "integrations", "runtime", "server"})
+"""What shapes no artifact: who works on the server does not compile again at each change."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,8 +159,13 @@ def _name_in_model(path: Path) -> str:
 def _code_digest() -> str:
     """Digest of llmir's sources and kernels: other code may write another artifact."""
     root = Path(__file__).parent.parent
+    sources = [
+        path
+        for path in root.rglob("*.py")
+        if path.relative_to(root).parts[0] not in SERVING_PACKAGES
+    ]
     digest = hashlib.sha256()
-    for path in sorted([*root.rglob("*.py"), *OBJECTS.rglob("*.o")]):
+    for path in sorted([*sources, *OBJECTS.rglob("*.o")]):
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -134,3 +134,21 @@ def test_the_cache_key_covers_the_objects(tmp_path: Path, monkeypatch: pytest.Mo
         kernels.write_bytes(content)
         digests.append(digest())
     assert len(set(digests)) == 3
+
+
+def test_the_cache_key_covers_the_sources_that_compile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options, "__file__", str(tmp_path / "compiler" / "options.py"))
+    monkeypatch.setattr(options, "OBJECTS", tmp_path / "objects")
+    digest = options._code_digest.__wrapped__
+    before = digest()
+    for name, changes in (
+        ("server/app.py", False),
+        ("engine/llm.py", False),
+        ("passes/x.py", True),
+    ):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True)
+        path.write_text("pass")
+        assert (digest() != before) is changes, name
