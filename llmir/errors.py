@@ -17,6 +17,7 @@
     │   ├── ArtifactCorruptError           a file is missing or its checksum differs
     │   └── ArtifactTargetError            no module in it runs on this machine or device
     ├── DeviceError (RuntimeError)         a device that is not there, or that failed
+    ├── EngineStoppedError (RuntimeError)  the engine takes no requests any more
     └── RequestError (ValueError)          a prompt or sampling parameter that cannot be served
 
 A message says what was expected, what came, and what to do.  Callers catch
@@ -107,6 +108,10 @@ class ArtifactTargetError(ArtifactError):
 
 class DeviceError(LlmirError, RuntimeError):
     """A device is not there, or failed."""
+
+
+class EngineStoppedError(LlmirError, RuntimeError):
+    """The engine is shutting down, or broke, and takes no requests any more."""
 
 
 class RequestError(LlmirError, ValueError):

@@ -125,7 +125,7 @@ def test_the_device_decides_the_target(tiny_checkpoint: Callable[..., Path]) -> 
 def test_the_first_module_that_this_machine_can_run(one_layer: Path, tmp_path: Path) -> None:
     made = llmir.compile(one_layer, ["cuda:sm_80", "cpu"], tmp_path / "both.llmir")
     llm = llmir.LLM(made, kv_cache_memory_bytes=TINY_KV)
-    assert llm.engine.runner.module.target == "cpu:host"  # type: ignore[attr-defined]
+    assert llm.engine.core.runner.module.target == "cpu:host"  # type: ignore[attr-defined]
     manifest = json.loads((made.path / "manifest.json").read_text())
     del manifest["modules"][1]
     (made.path / "manifest.json").write_text(json.dumps(manifest))

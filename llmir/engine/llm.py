@@ -10,22 +10,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmir.engine.frontend import Frontend, Messages
 from llmir.engine.generation_config import GenerationConfig
 from llmir.engine.llm_engine import LLMEngine
 from llmir.engine.outputs import RequestOutput
 from llmir.engine.progress import progress_bar
 from llmir.engine.prompt_rows import LogitRows, PromptRows, ScoreRows
-from llmir.engine.prompts import ParsedPrompt, Prompt, Prompts, TokensPrompt, parse_prompts
+from llmir.engine.prompts import ParsedPrompt, Prompt, Prompts, parse_prompt, parse_prompts
 from llmir.engine.sampling_params import SamplingParams
 from llmir.engine.scheduler import SchedulerConfig
 from llmir.engine.tokenizer import Tokenizer
 from llmir.errors import RequestError
 from llmir.runtime.base import F32, StepRunner
 
-Messages = Sequence[Mapping[str, Any]]
 
-
-class LLM:
+class LLM(Frontend):
     """A model that answers prompts.  Not thread-safe.
 
     Args:
@@ -44,24 +43,13 @@ class LLM:
         generation_config: GenerationConfig | None = None,
         config: SchedulerConfig | None = None,
     ) -> None:
-        self.generation_config = generation_config or GenerationConfig()
-        eos = set(self.generation_config.eos_token_ids)
-        if tokenizer is not None and tokenizer.eos_token_id is not None:
-            eos.add(tokenizer.eos_token_id)
-        self.engine = LLMEngine(runner, tokenizer, eos_token_ids=sorted(eos), config=config)
+        super().__init__(tokenizer, generation_config)
+        self.engine = LLMEngine(
+            runner, tokenizer, eos_token_ids=self.eos_token_ids(), config=config
+        )
         self._request_ids = itertools.count()
         # A step serves everyone; the latest output of each request waits here until asked for.
         self._latest: dict[str, RequestOutput | None] = {}
-
-    def get_tokenizer(self) -> Tokenizer:
-        """The tokenizer that prompts pass through.  Raises RequestError where there is none."""
-        if self.engine.tokenizer is None:
-            raise RequestError("this model has no tokenizer")
-        return self.engine.tokenizer
-
-    def get_default_sampling_params(self) -> SamplingParams:
-        """What is used where no SamplingParams are given: the model's generation_config."""
-        return self.generation_config.default_params()
 
     def generate(
         self,
@@ -82,7 +70,7 @@ class LLM:
             RequestError: a prompt or parameter that cannot be served; nothing is served then.
             DeviceError: a step failed; all of these requests are aborted.
         """
-        parsed = parse_prompts(prompts, self.engine.tokenizer)
+        parsed = parse_prompts(prompts, self.tokenizer)
         return self._run_all(parsed, sampling_params, use_tqdm)
 
     def chat(
@@ -123,28 +111,6 @@ class LLM:
         ]
         return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
 
-    def render_chat(
-        self,
-        messages: Messages,
-        *,
-        add_generation_prompt: bool = True,
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        chat_template: str | None = None,
-        chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> TokensPrompt:
-        """The prompt that `chat` would serve: for `stream`, or to look at."""
-        tokenizer = self.get_tokenizer()
-        text = tokenizer.apply_chat_template(
-            messages,
-            tools=tools,
-            add_generation_prompt=add_generation_prompt,
-            chat_template=chat_template,
-            **(chat_template_kwargs or {}),
-        )
-        # The template has written BOS where it wants it.
-        token_ids = tokenizer.encode(text, add_special_tokens=False)
-        return {"prompt_token_ids": token_ids, "prompt": text}
-
     def stream(
         self,
         prompt: Prompt,
@@ -161,7 +127,7 @@ class LLM:
 
         Raises as `generate`: RequestError at this call, DeviceError while iterating.
         """
-        (parsed,) = parse_prompts(prompt, self.engine.tokenizer)
+        parsed = parse_prompt(prompt, self.tokenizer)
         (params,) = self._params(sampling_params, 1)
         self.engine.check_request(parsed.token_ids, params)
         return self._follow(parsed, params, delta)
@@ -172,14 +138,14 @@ class LLM:
         Returns float32 [len(token_ids) - 1], from the model's unchanged logits.
         Raises RequestError on an empty or too long sequence.
         """
-        (parsed,) = parse_prompts([token_ids], self.engine.tokenizer)
+        (parsed,) = parse_prompts([token_ids], self.tokenizer)
         rows = ScoreRows(parsed.token_ids)
         self._run_prompt(parsed.token_ids, rows)
         return rows.scores
 
     def logits(self, token_ids: Sequence[int]) -> F32:
         """Teacher-forced logits, float32 [len(token_ids), V]: large; meant for tests."""
-        (parsed,) = parse_prompts([token_ids], self.engine.tokenizer)
+        (parsed,) = parse_prompts([token_ids], self.tokenizer)
         rows = LogitRows(len(parsed.token_ids), self.engine.limits.vocab_size)
         self._run_prompt(parsed.token_ids, rows)
         return rows.logits

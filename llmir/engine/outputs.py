@@ -67,10 +67,11 @@ class RequestMetrics:
 class RequestOutput:
     """A request and its `n` outputs, cumulative.
 
-    prompt           the prompt's text; None when token ids were given
-    prompt_logprobs  None unless asked for; else one entry per prompt token, of which the
-                     first is None, as nothing precedes it
-    finished         whether all outputs are
+    prompt             the prompt's text; None when token ids were given
+    prompt_logprobs    None unless asked for; else one entry per prompt token, of which the
+                       first is None, as nothing precedes it
+    finished           whether all outputs are
+    num_cached_tokens  prompt tokens that were in the prefix cache; None: not begun yet
     """
 
     request_id: str
@@ -80,6 +81,7 @@ class RequestOutput:
     outputs: list[CompletionOutput]
     finished: bool
     metrics: RequestMetrics
+    num_cached_tokens: int | None = None
 
     def since(self, previous: RequestOutput | None) -> RequestOutput:
         """The same output with only what `previous` did not have yet.

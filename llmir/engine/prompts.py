@@ -61,11 +61,12 @@ def parse_prompts(prompts: Prompts, tokenizer: Tokenizer | None) -> list[ParsedP
             f"prompt_token_ids, not {type(prompts).__name__}"
         )
     if is_one_prompt(prompts):
-        return [_parse(prompts, tokenizer)]
-    return [_parse(prompt, tokenizer) for prompt in prompts]
+        return [parse_prompt(prompts, tokenizer)]
+    return [parse_prompt(prompt, tokenizer) for prompt in prompts]
 
 
-def _parse(prompt: Any, tokenizer: Tokenizer | None) -> ParsedPrompt:
+def parse_prompt(prompt: Any, tokenizer: Tokenizer | None) -> ParsedPrompt:
+    """One prompt.  Raises RequestError as `parse_prompts`."""
     if isinstance(prompt, str):
         return ParsedPrompt(_encode(prompt, tokenizer), prompt)
     if isinstance(prompt, Mapping):

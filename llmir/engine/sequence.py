@@ -13,8 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum
 
-from llmir.engine.detokenizer import Detokenizer
-from llmir.engine.outputs import CompletionOutput, FinishReason, TokenLogprobs
+from llmir.engine.outputs import FinishReason
 from llmir.engine.prefix_tree import Node
 from llmir.engine.prompt_rows import PromptRows
 from llmir.engine.sampler import SampleState
@@ -37,7 +36,6 @@ class Sequence:
     max_tokens            output tokens at most; 0: the prompt is all there is
     leader                the first output of the request, whose prompt this one shares
     prompt_rows           takes logits of the prompt's positions; None: not wanted
-    detokenizer           None: the text stays empty
     pages                 [group][column] page of positions column*page_size …; 0 where the
                           page fell out of the group's sliding window
     first_page            [group] columns before this one are 0
@@ -53,16 +51,13 @@ class Sequence:
     output_token_ids: list[int]
     leader: Sequence | None = None
     prompt_rows: PromptRows | None = None
-    detokenizer: Detokenizer | None = None
     status: Status = Status.WAITING
     num_computed_tokens: int = 0
     pages: list[list[int]] = field(default_factory=list)
     first_page: list[int] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
-    logprobs: list[TokenLogprobs] | None = None
-    cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
-    stop_reason: int | str | None = None
+    stop_reason: int | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -84,46 +79,12 @@ class Sequence:
             return self.output_token_ids[start - num_prompt : end - num_prompt]
         return self.prompt_token_ids[start:end] + self.output_token_ids[: max(0, end - num_prompt)]
 
-    def append(self, token_id: int, logprobs: TokenLogprobs | None) -> None:
+    def append(self, token_id: int) -> None:
         """Add a sampled token; sets finish_reason when the output ends with it."""
-        params = self.sampling.params
         self.output_token_ids.append(token_id)
-        if logprobs is not None:
-            if self.logprobs is None:
-                self.logprobs = []
-            self.logprobs.append(logprobs)
-            self.cumulative_logprob += logprobs[token_id].logprob
-        by_token = token_id in self.eos_token_ids or token_id in params.stop_ids
-        if by_token:
+        if token_id in self.eos_token_ids:
             self.finish_reason = "stop"
-            self.stop_reason = None if token_id in self.eos_token_ids else token_id
-        if self.detokenizer is not None and (not by_token or params.include_stop_str_in_output):
-            stop = self.detokenizer.push(
-                token_id, check_stop=len(self.output_token_ids) >= params.min_tokens
-            )
-            if stop is not None and not by_token:
-                self.finish_reason, self.stop_reason = "stop", stop
-        if self.finish_reason is None and len(self.output_token_ids) >= self.max_tokens:
+        elif token_id in self.sampling.params.stop_ids:
+            self.finish_reason, self.stop_reason = "stop", token_id
+        elif len(self.output_token_ids) >= self.max_tokens:
             self.finish_reason = "length"
-        if self.finish_reason is not None and self.detokenizer is not None:
-            stop = self.detokenizer.finish()
-            if stop is not None and self.finish_reason == "length":
-                self.finish_reason, self.stop_reason = "stop", stop
-
-    def abort(self) -> None:
-        """End the output where it is."""
-        self.finish_reason = "abort"
-        if self.detokenizer is not None:
-            self.detokenizer.finish()
-
-    def output(self) -> CompletionOutput:
-        """The output so far; shares nothing with this sequence."""
-        return CompletionOutput(
-            index=self.index,
-            text="" if self.detokenizer is None else self.detokenizer.text,
-            token_ids=list(self.output_token_ids),
-            cumulative_logprob=None if self.logprobs is None else self.cumulative_logprob,
-            logprobs=None if self.logprobs is None else list(self.logprobs),
-            finish_reason=self.finish_reason,
-            stop_reason=self.stop_reason,
-        )

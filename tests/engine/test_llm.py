@@ -95,7 +95,7 @@ def test_default_sampling_is_the_models():
     llm = make_llm(generation={"temperature": 0.0, "max_new_tokens": 3, "eos_token_id": 299})
     assert llm.get_default_sampling_params().greedy
     assert len(llm.generate("the cat")[0].outputs[0].token_ids) == 3
-    assert llm.engine.eos_token_ids == {2, 299}  # the tokenizer's EOS too
+    assert llm.engine.core.eos_token_ids == {2, 299}  # the tokenizer's EOS too
 
 
 def test_chat(llm):
@@ -150,7 +150,7 @@ def test_closing_a_stream_aborts_it(llm):
 
 
 def test_a_failing_device_leaves_nothing_behind(llm):
-    llm.engine.runner = FakeRunner(LIMITS, fail_at=2)
+    llm.engine.core.runner = FakeRunner(LIMITS, fail_at=2)
     with pytest.raises(DeviceError):
         llm.generate(["a", "b"], GREEDY)
     assert_nothing_held(llm.engine)
@@ -173,7 +173,7 @@ def test_score_and_logits(config):
         llm.score([3] * 129)
     with pytest.raises(RequestError, match="empty"):
         llm.score([])
-    most = max(len(batch.logit_rows) for batch in llm.engine.runner.batches)
+    most = max(len(batch.logit_rows) for batch in llm.engine.core.runner.batches)
     assert most <= config.get("max_logit_rows", 256)
     assert_nothing_held(llm.engine)
 

@@ -115,12 +115,12 @@ WITH_ROWS = {
 def answers(params, top_k):
     """Token ids of each request, served together, and which functions of the runner ran."""
     engine = make_engine()
-    engine.runner = FakeRunner(top_k=top_k)
+    engine.core.runner = FakeRunner(top_k=top_k)
     for number, one in enumerate(params):
         engine.add_request(str(number), [7, number, 3], params_of(9, **one))
     done = run(engine)
     token_ids = [[o.token_ids for o in done[str(i)].outputs] for i in range(len(params))]
-    return token_ids, set(engine.runner.calls)
+    return token_ids, set(engine.core.runner.calls)
 
 
 def test_the_largest_logits_give_the_tokens_that_all_of_them_give():
@@ -158,7 +158,7 @@ def test_a_top_k_that_cuts_nothing_off_keeps_the_order_of_the_ids():
 def test_aborts_and_failures_leave_no_page_behind(requests, aborts, pages, fail_at):
     limits = small_limits(num_pages=(pages,))
     engine = make_engine(limits, EOS, max_num_batched_tokens=9)
-    engine.runner = FakeRunner(limits, fail_at=fail_at)
+    engine.core.runner = FakeRunner(limits, fail_at=fail_at)
     for number, (prompt, max_tokens) in enumerate(requests):
         engine.add_request(str(number), prompt, params_of(max_tokens, temperature=0))
     done, aborted = {}, set()
@@ -190,7 +190,7 @@ def test_a_prompt_split_at_every_point():
         engine = make_engine(limits, prefill_splits=(split,))
         engine.add_request("x", prompt, GREEDY)
         assert run(engine)["x"].outputs[0].token_ids == expected
-        assert engine.runner.batches[0].context_len.tolist() == [split]
+        assert engine.core.runner.batches[0].context_len.tolist() == [split]
 
 
 def test_preemption_happens_and_is_counted():
@@ -205,7 +205,7 @@ def test_preemption_happens_and_is_counted():
 
 def computed_tokens(engine):
     """Tokens of each step that ran."""
-    return [len(batch.token_ids) for batch in engine.runner.batches]
+    return [len(batch.token_ids) for batch in engine.core.runner.batches]
 
 
 def test_what_begins_alike_is_computed_once():

@@ -72,7 +72,7 @@ def test_the_same_text_as_with_whole_rows(
     for session in (Compared, WholeRows):
         monkeypatch.setattr("llmir.runtime.session.Session", session)
         llm = llmir.LLM(artifact, kv_cache_memory_bytes=KV_BYTES)
-        runner = llm.engine.runner
+        runner = llm.engine.core.runner
         assert isinstance(runner, session)
         together = token_ids(llm, PROMPTS, PARAMS)
         alone = [token_ids(llm, [x], p)[0] for x, p in zip(PROMPTS, PARAMS, strict=True)]
