@@ -95,7 +95,7 @@ class LLMEngine:
             self._requests[seq.request_id].num_preemptions += 1
         if not schedule.chunks:
             return []
-        batch = build_batch(schedule.chunks, self.limits)
+        batch = build_batch(schedule.chunks, self.scheduler.blocks.table)
         sampling = [chunk.seq for chunk in schedule.chunks if chunk.samples]
         tokens = self._sample_on_device(schedule.chunks, batch)
         if tokens is not None:

@@ -38,9 +38,9 @@ class Sequence:
     leader                the first output of the request, whose prompt this one shares
     prompt_rows           takes logits of the prompt's positions; None: not wanted
     detokenizer           None: the text stays empty
-    pages                 [group][column] page of positions column*page_size …; 0 where the
-                          page fell out of the group's sliding window
-    first_page            [group] columns before this one are 0
+    row                   its row of the page table; None: it holds no pages
+    num_columns           pages from the first position to the last
+    first_page            [group] columns before this one fell out of the group's sliding window
     nodes                 the first columns, those that the prefix tree has
     """
 
@@ -56,7 +56,8 @@ class Sequence:
     detokenizer: Detokenizer | None = None
     status: Status = Status.WAITING
     num_computed_tokens: int = 0
-    pages: list[list[int]] = field(default_factory=list)
+    row: int | None = None
+    num_columns: int = 0
     first_page: list[int] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     logprobs: list[TokenLogprobs] | None = None

@@ -154,9 +154,9 @@ def test_windows_give_pages_back():
         blocks.advance(seq)
         # the next token, at start + 1, looks back to start + 1 - 5
         oldest = max(0, start + 1 - 5) // 4
-        assert seq.pages[1][:oldest] == [0] * oldest
-        assert all(seq.pages[1][oldest:])
-        assert all(seq.pages[0])
+        assert blocks.pages(seq, 1)[:oldest] == [0] * oldest
+        assert all(blocks.pages(seq, 1)[oldest:])
+        assert all(blocks.pages(seq, 0))
     blocks.free(seq)
     assert blocks.num_free == (63, 4)
 
@@ -196,7 +196,7 @@ def test_batch_of_a_mixture():
     step(scheduler)
     scheduler.add(make_seq(3, "b"))
     limits = small_limits(num_pages=(64, 64), group_windows=(None, 4))
-    batch = build_batch(scheduler.schedule().chunks, limits)
+    batch = build_batch(scheduler.schedule().chunks, scheduler.blocks.table)
     check_batch(batch, limits)
     assert batch.token_ids.tolist() == [1, 0, 1, 2]
     assert batch.positions.tolist() == [9, 0, 1, 2]
