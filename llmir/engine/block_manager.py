@@ -26,12 +26,20 @@ from collections.abc import Iterable
 from llmir.engine.page_pool import PagePool
 from llmir.engine.page_table import PageTable
 from llmir.engine.prefix_tree import Node, PrefixTree
-from llmir.engine.sequence import Sequence
+from llmir.engine.sequence import Sequence, Status
 from llmir.runtime.base import PADDING_PAGE, StepLimits
+
+ColumnKey = tuple[Node | None, tuple[int, ...]]
+"""A column before it is computed: the one before it, and its tokens."""
 
 
 class BlockManager:
     """Hands out pages to sequences and takes them back; knows nothing of queues.
+
+    Args:
+        prefix_caching: keep computed columns in a prefix tree.
+        max_chunk: tokens of a sequence in a step, at most.
+        reserve_output: a sequence is taken in only if all that it may become fits.
 
     Attributes:
         table: the pages of each sequence, for a step.
@@ -39,7 +47,14 @@ class BlockManager:
         num_hit_tokens: those that were.
     """
 
-    def __init__(self, limits: StepLimits, *, prefix_caching: bool = False) -> None:
+    def __init__(
+        self,
+        limits: StepLimits,
+        *,
+        prefix_caching: bool = False,
+        max_chunk: int | None = None,
+        reserve_output: bool = False,
+    ) -> None:
         assert len(limits.num_pages) == len(limits.group_windows)
         self.page_size = limits.page_size
         self.windows = limits.group_windows
@@ -48,6 +63,8 @@ class BlockManager:
         self.table = PageTable(limits)
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
+        self._chunk = max_chunk or limits.max_num_batched_tokens
+        self._reserve_output = reserve_output
         self._groups = range(len(self.pools))
         self._windowed = any(window is not None for window in self.windows)
 
@@ -76,26 +93,54 @@ class BlockManager:
         """The pages of `seq`, by column; 0 where the page fell out of the group's window."""
         return [] if seq.row is None else self.table.of(group, seq.row, seq.num_columns)
 
-    def admit(self, seq: Sequence, chunk: int, running: Iterable[Sequence]) -> bool:
+    def known(self, seq: Sequence) -> list[Node]:
+        """The cached columns that `seq` would begin with, were it taken in now."""
+        return [] if self.tree is None else self.tree.match(seq.tokens(0, self._cacheable(seq)))
+
+    def wanted(self, seq: Sequence, known: list[Node]) -> ColumnKey | None:
+        """The next column that `seq`, which knows these, would have from the cache; None: none."""
+        return self._column_after(known, seq, self._cacheable(seq))
+
+    def computing(self, seq: Sequence) -> ColumnKey | None:
+        """The column that `seq`, which runs, adds to the cache next; None: not all of its tokens
+        are there yet."""
+        return self._column_after(seq.nodes, seq, seq.num_tokens)
+
+    def room(self, running: Iterable[Sequence]) -> list[int]:
+        """[group] Pages that nobody who runs is going to want, as far as is known."""
+        room = list(self.num_free)
+        for group, window in enumerate(self.windows):
+            if window is None:
+                for seq in running:
+                    room[group] -= max(0, self._needed(group, seq) - seq.num_columns)
+            else:
+                # A page that two windows share now is given up by the one, then by the other.
+                room[group] = self.pools[group].capacity
+                room[group] -= sum(self._needed(group, seq) for seq in running)
+        return room
+
+    def admit(self, seq: Sequence, known: list[Node], room: list[int]) -> bool:
         """Take in `seq`, which holds no pages, if it fits: with the cached columns it begins with.
 
-        All its tokens must fit beside what the running sequences still need for tokens they
-        already have, so that a prompt is not begun only to be thrown out half way.
+        All its tokens must fit beside what the running sequences still need, so that a prompt is
+        not begun only to be thrown out half way.  `room` is less by what it may need then.
         """
-        known = self._known(seq)
-        for group in self._groups:
-            used = self._used(group, known)
-            need = max(0, self._needed(group, seq, chunk) - len(used))
-            # What is cached and idle is no longer to be had once this sequence uses it.
-            need += sum(node.users[group] == 0 for node in used)
-            for other in running:
-                held = other.num_columns - other.first_page[group]
-                need += max(0, self._needed(group, other, chunk) - held)
-            if need > self._num_free(group):
+        needs = []
+        for group, window in enumerate(self.windows):
+            need = self._needed(group, seq)
+            if window is None:
+                # What is cached and idle is no longer to be had once this sequence uses it.
+                idle = sum(node.users[group] == 0 for node in known)
+                need = max(0, need - len(known)) + idle
+            if need > room[group]:
                 return False
+            needs.append(need)
+        for group, need in enumerate(needs):
+            room[group] -= need
         self._begin(seq, known)
-        self.num_queried_tokens += seq.num_tokens
-        self.num_hit_tokens += seq.num_computed_tokens
+        if seq.status is Status.WAITING:  # what is computed again was asked for once
+            self.num_queried_tokens += seq.num_tokens
+            self.num_hit_tokens += seq.num_computed_tokens
         return True
 
     def max_chunk(self, seq: Sequence, want: int) -> int:
@@ -138,15 +183,20 @@ class BlockManager:
         seq.first_page = []
         seq.nodes = []
 
-    def _known(self, seq: Sequence) -> list[Node]:
-        """The cached columns that `seq` can begin with; it needs the logits of a token, or more."""
-        if self.tree is None:
-            return []
+    def _cacheable(self, seq: Sequence) -> int:
+        """The tokens that it can have from the cache: it needs the logits of the last, or more."""
         end = seq.num_tokens - 1
         if seq.prompt_rows is not None:
             wanted = seq.prompt_rows.wanted(0, seq.num_tokens)
             end = min(end, wanted.start) if wanted else end
-        return self.tree.match(seq.tokens(0, end))
+        return end
+
+    def _column_after(self, nodes: list[Node], seq: Sequence, end: int) -> ColumnKey | None:
+        start = len(nodes) * self.page_size
+        if self.tree is None or start + self.page_size > end:
+            return None
+        tokens = tuple(seq.tokens(start, start + self.page_size))
+        return nodes[-1] if nodes else None, tokens
 
     def _used(self, group: int, known: list[Node]) -> list[Node]:
         """Of the columns that a sequence begins with, those that the group looks at."""
@@ -224,11 +274,16 @@ class BlockManager:
             return None
         return (window + self.page_size - 2) // self.page_size + 1
 
-    def _needed(self, group: int, seq: Sequence, chunk: int) -> int:
-        """Pages that `seq` holds at most while its present tokens are computed."""
-        columns = -(-seq.num_tokens // self.page_size)
+    def _needed(self, group: int, seq: Sequence) -> int:
+        """Pages that `seq` holds at most while its present tokens are computed, or all that it
+        may ever have."""
+        tokens = seq.num_tokens
+        if self._reserve_output:
+            # The last token is never fed back.
+            tokens = len(seq.prompt_token_ids) + max(0, seq.max_tokens - 1)
+        columns = -(-tokens // self.page_size)
         window_pages = self._window_pages(group)
         if window_pages is not None:
-            columns = min(columns, window_pages + -(-chunk // self.page_size))
+            columns = min(columns, window_pages + -(-self._chunk // self.page_size))
         # A chunk shrinks to the pages there are, so more than the pool is never needed.
         return min(columns, self.pools[group].capacity)

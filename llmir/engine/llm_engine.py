@@ -183,9 +183,14 @@ class LLMEngine:
         params: SamplingParams,
         *,
         prompt: str | None = None,
+        priority: int = 0,
     ) -> None:
-        """Queue a request; `step` serves it.  Raises RequestError as `check_request`."""
+        """Queue a request; `step` serves it, under the policy `priority` the lower first.
+
+        Raises RequestError as `check_request`, and for a priority under another policy.
+        """
         self._check_id(request_id)
+        self.scheduler.check_priority(priority)
         max_tokens = self.check_request(prompt_token_ids, params)
         token_ids = list(prompt_token_ids)
         rows = None
@@ -201,6 +206,7 @@ class LLMEngine:
             # The first output takes the prompt's rows; they are the same for all.
             prompt_rows = rows if index == 0 else None
             request.seqs.append(self._sequence(request, index, params, max_tokens, prompt_rows))
+            request.seqs[-1].priority = priority
         self._enqueue(request)
 
     def add_prompt(self, request_id: str, token_ids: Seq[int], rows: PromptRows) -> None:
@@ -258,7 +264,6 @@ class LLMEngine:
         return Sequence(
             request_id=request.request_id,
             index=index,
-            leader=request.seqs[0] if request.seqs else None,
             prompt_token_ids=request.prompt_token_ids,
             sampling=SampleState(
                 params=params,

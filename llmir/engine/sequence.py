@@ -23,6 +23,7 @@ from llmir.engine.sampler import SampleState
 class Status(Enum):
     WAITING = "waiting"
     RUNNING = "running"
+    PREEMPTED = "preempted"
     FINISHED = "finished"
 
 
@@ -35,7 +36,9 @@ class Sequence:
     sampling              parameters, tokens so far and random stream; owns the output tokens
     eos_token_ids         ids that end the output without a stop_reason; empty under ignore_eos
     max_tokens            output tokens at most; 0: the prompt is all there is
-    leader                the first output of the request, whose prompt this one shares
+    priority              the lower goes first, under the policy `priority`
+    arrival               its number among all that were queued
+    num_overtaken         how often one that came later went before it; see WaitingQueue
     prompt_rows           takes logits of the prompt's positions; None: not wanted
     detokenizer           None: the text stays empty
     row                   its row of the page table; None: it holds no pages
@@ -51,7 +54,9 @@ class Sequence:
     eos_token_ids: frozenset[int]
     max_tokens: int
     output_token_ids: list[int]
-    leader: Sequence | None = None
+    priority: int = 0
+    arrival: int = 0
+    num_overtaken: int = 0
     prompt_rows: PromptRows | None = None
     detokenizer: Detokenizer | None = None
     status: Status = Status.WAITING
