@@ -16,7 +16,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llmir.api import LLM, compile, load
+    from llmir.api import LLM, AsyncLLM, compile, load
     from llmir.artifact import Artifact
     from llmir.engine import CompletionOutput, Logprob, RequestOutput, SamplingParams
     from llmir.errors import LlmirError
@@ -25,6 +25,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "llmir.api",
+    "AsyncLLM": "llmir.api",
     "Artifact": "llmir.artifact",
     "CompletionOutput": "llmir.engine",
     "LlmirError": "llmir.errors",
@@ -37,6 +38,7 @@ _HOMES = {
 __all__ = [
     "LLM",
     "Artifact",
+    "AsyncLLM",
     "CompletionOutput",
     "LlmirError",
     "Logprob",

@@ -19,7 +19,7 @@ from llmir.artifact import Artifact
 from llmir.artifact_writer import locked
 from llmir.compiler.options import CompileOptions, cache_key, make_options, option_names
 from llmir.config import Settings
-from llmir.engine.from_artifact import open_artifact
+from llmir.engine.from_artifact import Opened, open_artifact
 from llmir.engine.scheduler import SchedulerConfig
 from llmir.errors import ArtifactError, OptionError
 from llmir.importers.files import model_files
@@ -161,25 +161,18 @@ class LLM(engine.LLM):
         on_stage: StageHook = lambda name: nullcontext(),
         **options: Any,
     ) -> None:
-        self.artifact = _artifact_of(
+        self.artifact, opened, config = _open(
             model,
-            target,
-            device,
-            verify_weights,
-            on_stage,
-            options,
-            {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens},
-        )
-        opened = open_artifact(
-            self.artifact,
+            target=target,
             device=device,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
             num_threads=num_threads,
-        )
-        config = SchedulerConfig(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             enable_prefix_caching=enable_prefix_caching,
+            verify_weights=verify_weights,
+            on_stage=on_stage,
+            **options,
         )
         super().__init__(
             opened.runner,
@@ -187,6 +180,53 @@ class LLM(engine.LLM):
             generation_config=opened.generation_config,
             config=config,
         )
+
+
+class AsyncLLM(engine.AsyncLLM):
+    """The same for asyncio: `async for output in AsyncLLM(model).generate(…, request_id="1")`.
+
+    Args and Raises: as `LLM`.
+    """
+
+    def __init__(self, model: str | Path | Artifact, **options: Any) -> None:
+        self.artifact, opened, config = _open(model, **options)
+        super().__init__(
+            opened.runner,
+            opened.tokenizer,
+            generation_config=opened.generation_config,
+            config=config,
+        )
+
+
+def _open(
+    model: str | Path | Artifact,
+    *,
+    target: str | None = None,
+    device: str | None = None,
+    kv_cache_memory_bytes: int | None = None,
+    num_threads: int | None = None,
+    max_num_seqs: int | None = None,
+    max_num_batched_tokens: int | None = None,
+    enable_prefix_caching: bool = True,
+    verify_weights: str = "first",
+    on_stage: StageHook = lambda name: nullcontext(),
+    **options: Any,
+) -> tuple[Artifact, Opened, SchedulerConfig]:
+    """What an engine is made of, from the arguments of `LLM`."""
+    sizes = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
+    artifact = _artifact_of(model, target, device, verify_weights, on_stage, options, sizes)
+    opened = open_artifact(
+        artifact,
+        device=device,
+        kv_cache_memory_bytes=kv_cache_memory_bytes,
+        num_threads=num_threads,
+    )
+    config = SchedulerConfig(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        enable_prefix_caching=enable_prefix_caching,
+    )
+    return artifact, opened, config
 
 
 def _artifact_of(

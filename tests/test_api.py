@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -281,3 +282,28 @@ def test_code_written_for_vllm_runs_with_the_import_changed(tiny_artifact: Path)
         == ids
         == tokenizer.encode(text, add_special_tokens=False)
     )
+
+
+def test_async_llm_takes_the_options_of_llm(tiny_artifact: Path) -> None:
+    expected = [
+        llm_output.outputs[0].token_ids
+        for llm_output in llmir.LLM(tiny_artifact, kv_cache_memory_bytes=TINY_KV).generate(
+            PROMPTS, GREEDY
+        )
+    ]
+
+    async def answer(llm: llmir.AsyncLLM, number: int) -> list[int]:
+        stream = llm.generate(PROMPTS[number], GREEDY, request_id=str(number), final_only=True)
+        return [output.outputs[0].token_ids async for output in stream][-1]
+
+    async def main() -> list[list[int]]:
+        async with llmir.AsyncLLM(
+            tiny_artifact, kv_cache_memory_bytes=TINY_KV, enable_prefix_caching=False
+        ) as llm:
+            return await asyncio.gather(*(answer(llm, i) for i in range(len(PROMPTS))))
+
+    assert asyncio.run(main()) == expected
+    with pytest.raises(OptionError, match="max_num_seqs must be between 1 and"):
+        llmir.AsyncLLM(tiny_artifact, max_num_seqs=10_000)
+    with pytest.raises(OptionError, match="LLM has no option 'max_seqs'"):
+        llmir.AsyncLLM(tiny_artifact, max_seqs=1)
