@@ -1,7 +1,7 @@
 """The process that serves: a socket, an event loop, signals.
 
-    SIGTERM, SIGINT   /ready says 503, nothing new is begun, what runs is finished; exit code 0
-    a second one      the end, at once
+SIGTERM, SIGINT   /ready says 503, nothing new is begun, what runs is finished; exit code 0
+a second one      the end, at once
 """
 
 from __future__ import annotations
@@ -93,5 +93,6 @@ async def drain(serving: Serving, server: uvicorn.Server) -> None:
             await serving.open_requests.all_ended()
     except TimeoutError:
         await serving.engine.shutdown(drain_seconds=0)
-        await asyncio.wait([asyncio.create_task(serving.open_requests.all_ended())], timeout=LAST_RESPONSES_S)
+        ended = asyncio.create_task(serving.open_requests.all_ended())
+        await asyncio.wait([ended], timeout=LAST_RESPONSES_S)
     server.should_exit = True
