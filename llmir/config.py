@@ -98,12 +98,10 @@ class Settings:
 
     cache_dir:    LLMIR_CACHE, else $XDG_CACHE_HOME/llmir, else ~/.cache/llmir
     hub_offline:  HF_HUB_OFFLINE is 1/true/yes/on: never ask a hub
-    api_key:      LLMIR_API_KEY: a key of `llmir serve`, which in a list of processes all can see
     """
 
     cache_dir: Path
     hub_offline: bool = False
-    api_key: str | None = None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None) -> Settings:
@@ -119,11 +117,7 @@ class Settings:
         except RuntimeError as error:
             raise OptionError(f"no place for the cache ({error}); set LLMIR_CACHE") from error
         # Absolute: the process may move.
-        return cls(
-            cache_dir=cache.absolute(),
-            hub_offline=_env_flag(env, "HF_HUB_OFFLINE"),
-            api_key=env.get("LLMIR_API_KEY") or None,
-        )
+        return cls(cache_dir=cache.absolute(), hub_offline=_env_flag(env, "HF_HUB_OFFLINE"))
 
 
 def printable_name(path: Path) -> str:

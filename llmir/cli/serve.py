@@ -16,7 +16,6 @@ from llmir.artifact import KV_ELEMENTS, Artifact, is_artifact
 from llmir.cli.model import model_options
 from llmir.cli.options import ByteCount
 from llmir.cli.progress import num_compile_stages, stages
-from llmir.config import Settings
 from llmir.errors import OptionError
 
 if TYPE_CHECKING:
@@ -132,7 +131,12 @@ def limit_flags(command: Decorated) -> Decorated:
     "--api-key",
     "api_keys",
     multiple=True,
-    help="Let in who sends one of these, and nobody else.  Repeatable; LLMIR_API_KEY is another.",
+    help="Let in who sends one of these, and nobody else.  Repeatable.",
+)
+@click.option(
+    "--api-key-file",
+    metavar="FILE",
+    help="A file of keys, one a line: a command line can be read by all on the machine.",
 )
 @click.option(
     "--allowed-origins",
@@ -160,6 +164,7 @@ def serve(
     uds: str | None,
     names: tuple[str, ...],
     api_keys: tuple[str, ...],
+    api_key_file: str | None,
     allowed_origins: tuple[str, ...],
     chat_template: str | None,
     log_level: str,
@@ -173,10 +178,9 @@ def serve(
     """Serve MODEL, a model or an artifact, to OpenAI's clients."""
     from llmir.server.settings import ServerSettings
 
-    own_key = Settings.from_env().api_key
     settings = ServerSettings(
         model_names=names or (default_name(model),),
-        api_keys=(*api_keys, *([] if own_key is None else [own_key])),
+        api_keys=(*api_keys, *_keys_of(api_key_file)),
         allowed_origins=_origins(allowed_origins),
         chat_template=chat_template,
         max_waiting=max_waiting,
@@ -291,6 +295,15 @@ def read_chat_template(given: str, engine: AsyncLLM) -> str:
             raise OptionError(f"--chat-template {given} is not UTF-8 text: {error}") from error
     check_template(text)
     return text
+
+
+def _keys_of(file: str | None) -> list[str]:
+    if file is None:
+        return []
+    keys = Path(file).read_text(encoding="utf-8").split()
+    if not keys:
+        raise OptionError(f"--api-key-file {file} has no key in it")
+    return keys
 
 
 def _origins(given: Sequence[str]) -> tuple[str, ...]:
