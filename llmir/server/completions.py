@@ -61,7 +61,7 @@ class CompletionJob(Job):
         if self._drop_output and not body.echo:
             raise ApiError(400, "max_tokens must be at least 1 without echo", param="max_tokens")
         self._check_logprobs("logprobs", body.logprobs)
-        self._offsets: dict[int, int] = {}  # choice → characters sent
+        self._offsets: dict[int, int] = {}  # choice → characters of its tokens so far
         self.params = self._params()
 
     def _params(self) -> SamplingParams:
@@ -136,7 +136,7 @@ class CompletionJob(Job):
         """A choice, or what is new of it since the last call for it."""
         number = index * self.params.n + part.index
         is_first = number not in self._offsets
-        offset = self._offsets.setdefault(number, 0)
+        self._offsets.setdefault(number, 0)
         token_ids = [] if self._drop_output else part.token_ids
         self.tally.take(index, output, len(token_ids))
         text = "" if self._drop_output else part.text
@@ -145,7 +145,7 @@ class CompletionJob(Job):
         choice: CompletionChoice = {
             "index": number,
             "text": text,
-            "logprobs": self._logprobs(output, part, offset, is_first),
+            "logprobs": self._logprobs(number, output, part, is_first),
             "finish_reason": "length" if self._drop_output else part.finish_reason,
             "stop_reason": part.stop_reason,
         }
@@ -155,11 +155,10 @@ class CompletionJob(Job):
                 choice["prompt_token_ids"] = output.prompt_token_ids
         if self.body.prompt_logprobs is not None and output.prompt_logprobs is not None:
             choice["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
-        self._offsets[number] += len(text)
         return choice
 
     def _logprobs(
-        self, output: RequestOutput, part: CompletionOutput, offset: int, is_first: bool
+        self, number: int, output: RequestOutput, part: CompletionOutput, is_first: bool
     ) -> CompletionLogprobs | None:
         num_top = self.body.logprobs
         if num_top is None:
@@ -173,7 +172,11 @@ class CompletionJob(Job):
             token_ids += part.token_ids
             entries += part.logprobs or []
         tokenizer = self.serving.engine.get_tokenizer()
-        return completion_logprobs(entries, token_ids, num_top, tokenizer, offset)
+        found = completion_logprobs(
+            entries, token_ids, num_top, tokenizer, self._offsets[number]
+        )
+        self._offsets[number] += sum(map(len, found["tokens"]))
+        return found
 
 
 def _says_something(choice: CompletionChoice) -> bool:

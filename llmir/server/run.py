@@ -53,21 +53,7 @@ def run(app: FastAPI, listener: socket.socket, on_started: Callable[[], None]) -
 
 async def _run(app: FastAPI, listener: socket.socket, on_started: Callable[[], None]) -> None:
     serving: Serving = app.state.serving
-    settings = serving.settings
-    protocol = type("Http", (HttpProtocol,), {"header_timeout_s": settings.body_timeout_s})
-    config = uvicorn.Config(
-        app,
-        loop="asyncio",
-        http=protocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=int(LAST_RESPONSES_S),
-    )
-    server = _Server(config, on_started)
+    server = make_server(app, on_started)
     ending: asyncio.Task[None] | None = None
 
     def on_signal(number: int) -> None:
@@ -83,6 +69,25 @@ async def _run(app: FastAPI, listener: socket.socket, on_started: Callable[[], N
         await server.serve([listener])
     finally:
         await serving.engine.shutdown(drain_seconds=0)
+
+
+def make_server(app: FastAPI, on_started: Callable[[], None]) -> uvicorn.Server:
+    """uvicorn for an application of `create_app`, which takes no heed of signals."""
+    serving: Serving = app.state.serving
+    timeout_s = serving.settings.body_timeout_s
+    config = uvicorn.Config(
+        app,
+        loop="asyncio",
+        http=type("Http", (HttpProtocol,), {"header_timeout_s": timeout_s}),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(LAST_RESPONSES_S),
+    )
+    return _Server(config, on_started)
 
 
 async def drain(serving: Serving, server: uvicorn.Server) -> None:

@@ -104,14 +104,13 @@ class SamplingFields(RequestModel):
     def sampling_params(self, defaults: SamplingParams, **more: Any) -> SamplingParams:
         """The request's parameters, over the model's defaults.
 
-        more: those that the endpoints call by other names; None: not given.
+        more: those that the endpoints have their own names or defaults for.
 
         Raises RequestError, its message beginning with the name of what is wrong.
         """
-        given = {name: getattr(self, name) for name in _SAME} | more
+        given = {name: getattr(self, name) for name in _SAME}
         if self.seed is not None:
             # OpenAI's seeds may be negative; each of them is a seed of its own.
             given["seed"] = self.seed % 2**64
-        return replace(
-            defaults, **{name: value for name, value in given.items() if value is not None}
-        )
+        given = {name: value for name, value in given.items() if value is not None}
+        return replace(defaults, **{**given, **more})
