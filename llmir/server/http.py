@@ -28,10 +28,12 @@ class HttpProtocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self.conn.their_state is not h11.IDLE:
-            self._disarm()
-        elif self.conn.trailing_data[0]:
-            self._arm()
+        self._watch()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        # The next request may have begun to come while this one was answered.
+        self._watch()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -55,6 +57,13 @@ class HttpProtocol(H11Protocol):
             for event in events:
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
+
+    def _watch(self) -> None:
+        """Whether a header has begun and not ended."""
+        if self.conn.their_state is not h11.IDLE:
+            self._disarm()
+        elif self.conn.trailing_data[0]:
+            self._arm()
 
     def _arm(self) -> None:
         if self._header_timer is None:

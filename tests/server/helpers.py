@@ -168,7 +168,9 @@ class LiveServer:
 
     def wait_until_idle(self) -> None:
         serving = self.app.state.serving
-        self.wait_until(lambda: not serving.num_sequences and not self.llm._core.has_unfinished_requests())
+        self.wait_until(
+            lambda: not serving.num_sequences and not self.llm._core.has_unfinished_requests()
+        )
 
 
 @contextmanager

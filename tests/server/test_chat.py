@@ -100,9 +100,7 @@ def test_logprobs_without_candidates():
         assert [entry["top_logprobs"] for entry in content] == [[]] * 6
         error = await server.error(PATH, {"messages": HELLO, "top_logprobs": 2})
         assert error["param"] == "top_logprobs"
-        error = await server.error(
-            PATH, {"messages": HELLO, "logprobs": True, "top_logprobs": 21}
-        )
+        error = await server.error(PATH, {"messages": HELLO, "logprobs": True, "top_logprobs": 21})
         assert error["param"] == "top_logprobs"
 
     serve(main)

@@ -65,9 +65,7 @@ def test_a_completion_is_what_the_model_says():
 )
 def test_all_forms_of_prompts(prompt, each):
     async def main(server):
-        body = await server.ok(
-            PATH, {"prompt": prompt, "n": 2, "return_token_ids": True, **GREEDY}
-        )
+        body = await server.ok(PATH, {"prompt": prompt, "n": 2, "return_token_ids": True, **GREEDY})
         assert [choice["index"] for choice in body["choices"]] == list(range(2 * len(each)))
         for place, one in enumerate(each):
             for choice in body["choices"][2 * place : 2 * place + 2]:
@@ -87,9 +85,7 @@ def test_a_stream_adds_up_to_the_answer():
         whole = await server.ok(PATH, request)
         plain = await server.events(PATH, request)
         assert all("usage" not in event for event in plain)
-        events = await server.events(
-            PATH, {**request, "stream_options": {"include_usage": True}}
-        )
+        events = await server.events(PATH, {**request, "stream_options": {"include_usage": True}})
         *chunks, last = events
         assert last["choices"] == []
         assert last["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"]
@@ -191,9 +187,7 @@ def test_prompt_logprobs():
         assert second["6"]["decoded_token"] == TOKENIZER.token_text(6)
         likeliest = int(log_softmax([5]).argmax())
         assert second[str(likeliest)]["rank"] == 1
-        error = await server.error(
-            PATH, {"prompt": [5, 6], "prompt_logprobs": 1, "stream": True}
-        )
+        error = await server.error(PATH, {"prompt": [5, 6], "prompt_logprobs": 1, "stream": True})
         assert error["param"] == "prompt_logprobs"
 
     serve(main)
