@@ -172,9 +172,7 @@ class CompletionJob(Job):
             token_ids += part.token_ids
             entries += part.logprobs or []
         tokenizer = self.serving.engine.get_tokenizer()
-        found = completion_logprobs(
-            entries, token_ids, num_top, tokenizer, self._offsets[number]
-        )
+        found = completion_logprobs(entries, token_ids, num_top, tokenizer, self._offsets[number])
         self._offsets[number] += sum(map(len, found["tokens"]))
         return found
 

@@ -15,7 +15,7 @@ from typing import Any
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from llmir.errors import DeviceError, OptionError, RequestError
+from llmir.errors import DeviceError, EngineStoppedError, OptionError, RequestError
 
 logger = logging.getLogger("llmir.server")
 
@@ -102,6 +102,8 @@ def as_api_error(error: Exception, params: Iterable[str] = ()) -> ApiError:
         )
     if isinstance(error, TimeoutError):
         return ApiError(504, "the request took longer than this server allows", code="timeout")
+    if isinstance(error, EngineStoppedError):
+        return ApiError(503, str(error), code="engine_stopped")
     if isinstance(error, DeviceError):
         logger.error("a step failed: %s", error)
         return ApiError(500, "the device failed while this was computed", code="device_error")

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
-from prometheus_client.exposition import choose_encoder
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from llmir.engine import AsyncLLM, RequestOutput, SamplingParams
 
 PREFIX = "llmir:"
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 _FIRST_TOKEN = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0,
     20.0, 40.0, 80.0, 160.0, 640.0,
@@ -141,10 +142,13 @@ class Metrics:
         """Notes how the requests of some work go."""
         return Watch(self, params, num_requests)
 
-    def render(self, accept: str) -> tuple[bytes, str]:
-        """The page and its content type, in the format that a client's Accept header asks for."""
-        encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+    def render(self) -> bytes:
+        """The page, in CONTENT_TYPE.
+
+        Whatever a client would accept: in OpenMetrics the library rewrites the colons of samples,
+        and not those of their types.
+        """
+        return generate_latest(self.registry)
 
 
 class Watch:

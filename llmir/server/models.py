@@ -12,6 +12,7 @@ from typing_extensions import TypedDict
 import llmir
 from llmir.server.errors import ApiError
 from llmir.server.json_body import JsonResponse, JsonRoute
+from llmir.server.metrics import CONTENT_TYPE
 from llmir.server.protocol.common import ERRORS
 from llmir.server.serving import Serving
 
@@ -99,5 +100,4 @@ async def ready(request: Request) -> Response:
 async def metrics(request: Request) -> Response:
     """Numbers for Prometheus."""
     serving: Serving = request.app.state.serving
-    page, content_type = serving.metrics.render(request.headers.get("accept", ""))
-    return Response(page, media_type=content_type)
+    return Response(serving.metrics.render(), media_type=CONTENT_TYPE)
