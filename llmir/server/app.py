@@ -39,7 +39,30 @@ def create_app(engine: AsyncLLM, settings: ServerSettings) -> FastAPI:
         app.add_exception_handler(kind, _answer_error)
     for module in (completions, chat, models, tokenize):
         app.include_router(module.router)
+    _describe(app, settings)
     return app
+
+
+def _describe(app: FastAPI, settings: ServerSettings) -> None:
+    """Have /openapi.json say what this server takes: its models, its most candidates."""
+    make = app.openapi
+    most = {"maximum": settings.max_logprobs}
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            for name, schema in make()["components"]["schemas"].items():
+                fields = schema.get("properties", {}) if name.endswith("Request") else {}
+                if "model" in fields:
+                    fields["model"]["anyOf"][0]["enum"] = list(settings.model_names)
+                if "priority" in fields and not settings.priorities:
+                    fields["priority"]["anyOf"][0]["const"] = 0
+                for field in ("logprobs", "top_logprobs", "prompt_logprobs"):
+                    for kind in fields.get(field, {}).get("anyOf", ()):
+                        if kind["type"] == "integer":
+                            kind.update(most)
+        return make()
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _middleware(serving: Serving) -> list[Middleware]:

@@ -13,7 +13,7 @@ from starlette.responses import Response
 
 from llmir.engine import CompletionOutput, RequestOutput, SamplingParams, TokensPrompt
 from llmir.engine.outputs import TokenLogprobs
-from llmir.server.errors import ApiError, as_api_error
+from llmir.server.errors import as_api_error
 from llmir.server.job import Job
 from llmir.server.json_body import JsonResponse, JsonRoute
 from llmir.server.logprobs import completion_logprobs, prompt_logprobs
@@ -56,10 +56,8 @@ class CompletionJob(Job):
     def __init__(self, serving: Serving, body: CompletionRequest, id: str) -> None:
         super().__init__(serving, body, id)
         self.body = body
-        # With echo, no token at all may be wanted; the engine computes at least one.
+        # Who wants the prompt's log-probabilities alone asks for no token; the engine makes one.
         self._drop_output = body.max_tokens == 0
-        if self._drop_output and not body.echo:
-            raise ApiError(400, "max_tokens must be at least 1 without echo", param="max_tokens")
         self._check_logprobs("logprobs", body.logprobs)
         self._offsets: dict[int, int] = {}  # choice → characters of its tokens so far
         self.params = self._params()

@@ -123,7 +123,7 @@ def _validation_error(errors: Sequence[Any], body: Any) -> ApiError:
     param = _join(path)
     kind = same[0]["type"]
     code = kind if kind.endswith("_parameter") else None
-    if kind == "missing":
+    if kind in ("missing", "union_tag_not_found"):
         message = f"{param or 'a JSON body'} is missing"
     elif kind == "unknown_parameter":
         message = f"there is no parameter {param}"
@@ -134,7 +134,7 @@ def _validation_error(errors: Sequence[Any], body: Any) -> ApiError:
     else:
         wanted = dict.fromkeys(map(_expected, same))
         subject = param or "the body"
-        message = f"{subject} must be {' or '.join(wanted)}, not {shown(same[0]['input'])}"
+        message = f"{subject} must be {' or '.join(wanted)}, not {shown(_at(body, path))}"
     return ApiError(400, message, param=param or None, code=code)
 
 
@@ -151,6 +151,7 @@ _EXPECTED = {
     "model_attributes_type": "an object",
     "model_type": "an object",
     "string_type": "a string",
+    "union_tag_invalid": "{expected_tags}",
     "too_short": "a list that is not empty",
 }
 
@@ -186,9 +187,17 @@ def _path(error: Mapping[str, Any], body: Any) -> tuple[int | str, ...]:
             here = here[part]
     if "param" in error.get("ctx", {}):
         path.append(error["ctx"]["param"])
+    elif error["type"] in ("union_tag_invalid", "union_tag_not_found"):
+        path.append(error["ctx"]["discriminator"].strip("'"))
     elif error["type"] == "missing" and len(error["loc"]) > 1:
         path.append(error["loc"][-1])
     return tuple(path)
+
+
+def _at(body: Any, path: Iterable[int | str]) -> Any:
+    for part in path:
+        body = body[part]
+    return body
 
 
 def _join(path: Iterable[int | str]) -> str:

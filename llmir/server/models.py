@@ -74,7 +74,7 @@ async def version() -> Response:
     return JsonResponse({"version": llmir.__version__})
 
 
-@router.get("/health", response_model=None, responses={200: {"content": {}}, **ERRORS})
+@router.get("/health", response_class=Response, responses=ERRORS)
 async def health(request: Request) -> Response:
     """200 while the engine works; it need not be taking requests."""
     serving: Serving = request.app.state.serving
@@ -83,7 +83,7 @@ async def health(request: Request) -> Response:
     return Response()
 
 
-@router.get("/ready", response_model=None, responses={200: {"content": {}}, **ERRORS})
+@router.get("/ready", response_class=Response, responses=ERRORS)
 async def ready(request: Request) -> Response:
     """200 while requests are taken; 503 as soon as the server is asked to end."""
     serving: Serving = request.app.state.serving

@@ -66,6 +66,8 @@ WRONG_VALUES = [
     # What llmir does not have.
     ("suffix", "end"),
     ("best_of", 2),
+    ("best_of", True),
+    ("best_of", 1.0),
     ("logits_processors", []),
     ("truncate_prompt_tokens", 5),
     ("guided_json", {}),
@@ -111,6 +113,7 @@ def test_a_wrong_parameter_is_named(name, value):
         ),
         ({"messages": HELLO, "functions": []}, "functions"),
         ({"messages": HELLO, "store": True}, "store"),
+        ({"messages": HELLO, "store": 0}, "store"),
         ({"messages": HELLO, "modalities": ["audio"]}, "modalities[0]"),
         ({"messages": HELLO, "chat_template": "{{ 1 }}"}, "chat_template"),
         ({"messages": HELLO, "logprobs": 5}, "logprobs"),

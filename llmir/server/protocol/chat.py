@@ -11,7 +11,7 @@ from typing_extensions import TypedDict
 
 from llmir.server.protocol.base import RequestModel
 from llmir.server.protocol.common import FinishReason, PromptLogprobs, Usage
-from llmir.server.protocol.fields import Count, Natural
+from llmir.server.protocol.fields import Count, Natural, Off
 from llmir.server.protocol.sampling import REFUSED, SamplingFields
 from llmir.server.protocol.structured import STRUCTURED, TOOLS
 
@@ -42,37 +42,56 @@ class TextPart(RequestModel):
     text: str
 
 
-class Message(RequestModel):
-    """One message of a conversation."""
+Content = str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
 
+
+class _Message(RequestModel):
     refused: ClassVar[Mapping[str, str]] = {
         "audio": "llmir serves text",
         "function_call": "it is OpenAI's old form of tool_calls",
         "refusal": "",
     }
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)] | None = None
     name: str | None = None
-    reasoning_content: str | None = None
-
-    @model_validator(mode="after")
-    def _check_content(self) -> Message:
-        if self.content is None and self.role != "assistant":
-            raise PydanticCustomError("missing", "missing", {"param": "content"})
-        return self
 
     def for_template(self) -> dict[str, Any]:
         """The message as chat templates read it: parts are lines of one text."""
         message = self.model_dump(exclude_none=True)
-        if self.content is None:
+        content = message.get("content")
+        if content is None:
             message["content"] = ""
-        elif isinstance(self.content, list):
-            message["content"] = "\n".join(part.text for part in self.content)
+        elif isinstance(content, list):
+            message["content"] = "\n".join(part["text"] for part in content)
         return message
 
 
-Messages = Annotated[list[Message], Field(min_length=1, fail_fast=True)]
+class GivenMessage(_Message):
+    """What the model is told."""
+
+    role: Literal["system", "developer", "user"]
+    content: Content
+
+
+class AssistantMessage(_Message):
+    """What it said."""
+
+    role: Literal["assistant"]
+    content: Content | None = None
+    reasoning_content: str | None = None
+
+
+class ToolMessage(_Message):
+    """What a tool said."""
+
+    role: Literal["tool"]
+    content: Content
+    tool_call_id: str | None = None
+
+
+Message = GivenMessage | AssistantMessage | ToolMessage
+Messages = Annotated[
+    list[Annotated[Message, Field(discriminator="role")]], Field(min_length=1, fail_fast=True)
+]
 
 
 class ChatRequest(SamplingFields):
@@ -110,12 +129,12 @@ class ChatRequest(SamplingFields):
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
     service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
+    store: Off = None
     # vLLM's.
     add_generation_prompt: bool | None = None
-    add_special_tokens: Literal[False] | None = None
-    continue_final_message: Literal[False] | None = None
-    echo: Literal[False] | None = None
+    add_special_tokens: Off = None
+    continue_final_message: Off = None
+    echo: Off = None
     chat_template_kwargs: dict[str, Any] | None = None
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, NotRequired
 from typing_extensions import TypedDict
 
 from llmir.server.protocol.common import FinishReason, PromptLogprobs, Usage
-from llmir.server.protocol.fields import Natural, Prompt
+from llmir.server.protocol.fields import Natural, One, Prompt
 from llmir.server.protocol.sampling import REFUSED, SamplingFields
 from llmir.server.protocol.structured import STRUCTURED
 
@@ -16,7 +16,7 @@ from llmir.server.protocol.structured import STRUCTURED
 class CompletionRequest(SamplingFields):
     """Continue one prompt, or each of several.
 
-    max_tokens   16 by default; with `echo` 0 computes the prompt alone
+    max_tokens   16 by default; 0 computes the prompt alone, for `echo` with `logprobs`
     echo         put the prompt before the text, and its log-probabilities before the output's
     """
 
@@ -30,7 +30,7 @@ class CompletionRequest(SamplingFields):
     max_tokens: Natural | None = None
     logprobs: Natural | None = None
     echo: bool | None = None
-    best_of: Literal[1] | None = None
+    best_of: One = None
     add_special_tokens: bool | None = None
 
 

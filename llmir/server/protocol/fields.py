@@ -153,6 +153,20 @@ LogitBias = Annotated[dict[str, float] | None, LOGIT_BIAS]
 AnyTokenIds = Annotated[list[int], ANY_TOKEN_IDS]
 MaybeTokenIds = Annotated[list[int] | None, MAYBE_TOKEN_IDS]
 
+
+def only(value: bool | int) -> Checked:
+    """For a parameter that llmir has one value of: that, or null.  Literal[1] would take true."""
+    kind = type(value)
+    return Checked(
+        lambda given: given is None or (type(given) is kind and given == value),
+        str(value).lower(),
+        {"anyOf": [{"const": value, "type": _JSON_TYPES[kind]}, {"type": "null"}]},
+    )
+
+
+_JSON_TYPES = {bool: "boolean", int: "integer"}
+Off = Annotated[bool | None, only(False)]
+One = Annotated[int | None, only(1)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]

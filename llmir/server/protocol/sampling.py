@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 
@@ -15,6 +15,7 @@ from llmir.server.protocol.fields import (
     MaybeTokenIds,
     Natural,
     NumOutputs,
+    Off,
     Penalty,
     Probability,
     Seed,
@@ -67,7 +68,7 @@ class StreamOptions(RequestModel):
 
     include_usage: bool | None = None
     continuous_usage_stats: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: Off = None
 
 
 class SamplingFields(RequestModel):
