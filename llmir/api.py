@@ -20,7 +20,7 @@ from llmir.artifact_writer import locked
 from llmir.compiler.options import CompileOptions, cache_key, make_options, option_names
 from llmir.config import Settings
 from llmir.engine.from_artifact import Opened, open_artifact
-from llmir.engine.scheduler import SchedulerConfig
+from llmir.engine.scheduler_config import DEFAULT_MAX_OVERTAKES, SchedulerConfig
 from llmir.errors import ArtifactError, OptionError
 from llmir.importers.files import model_files
 from llmir.importers.hub import resolve_model
@@ -139,6 +139,8 @@ class LLM(engine.LLM):
             what the artifact was compiled for.
         enable_prefix_caching: prompts that begin alike share the KV pages of what they share,
             now and later; off, each is computed anew.  Answers are the same.
+        scheduling_policy, max_overtakes, admission: who is served first, and how many at a time;
+            see engine.scheduler_config.SchedulerConfig.  Answers are the same.
         verify_weights: "first", "always" or "never", see artifact.load.
         on_stage: as in `compile`.
         options: for a model: further options of `compile`.
@@ -157,6 +159,9 @@ class LLM(engine.LLM):
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
         enable_prefix_caching: bool = True,
+        scheduling_policy: str = "fcfs",
+        max_overtakes: int = DEFAULT_MAX_OVERTAKES,
+        admission: str = "max_utilization",
         verify_weights: str = "first",
         on_stage: StageHook = lambda name: nullcontext(),
         **options: Any,
@@ -170,6 +175,9 @@ class LLM(engine.LLM):
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             enable_prefix_caching=enable_prefix_caching,
+            scheduling_policy=scheduling_policy,
+            max_overtakes=max_overtakes,
+            admission=admission,
             verify_weights=verify_weights,
             on_stage=on_stage,
             **options,
@@ -208,6 +216,9 @@ def _open(
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int | None = None,
     enable_prefix_caching: bool = True,
+    scheduling_policy: str = "fcfs",
+    max_overtakes: int = DEFAULT_MAX_OVERTAKES,
+    admission: str = "max_utilization",
     verify_weights: str = "first",
     on_stage: StageHook = lambda name: nullcontext(),
     **options: Any,
@@ -225,6 +236,9 @@ def _open(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         enable_prefix_caching=enable_prefix_caching,
+        scheduling_policy=scheduling_policy,
+        max_overtakes=max_overtakes,
+        admission=admission,
     )
     return artifact, opened, config
 

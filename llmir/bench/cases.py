@@ -118,7 +118,7 @@ class Sequences:
         for seq in seqs:
             self._blocks.allocate(seq, span.end)
         chunks = [Chunk(seq, span.start, span.length) for seq in seqs]
-        batch = build_batch(chunks, self._runner.limits)
+        batch = build_batch(chunks, self._blocks.table)
         start = time.perf_counter()
         tokens = self._runner.step_greedy(batch)
         seconds = time.perf_counter() - start

@@ -97,6 +97,7 @@ class AsyncLLM(Frontend):
         sampling_params: SamplingParams | None = None,
         *,
         request_id: str,
+        priority: int = 0,
         delta: bool = False,
         final_only: bool = False,
     ) -> AsyncGenerator[RequestOutput, None]:
@@ -108,7 +109,8 @@ class AsyncLLM(Frontend):
         generator, or cancelling who waits for it, aborts it.
 
         Raises:
-            RequestError: at this call, for what can never be served, or an id in use.
+            RequestError: at this call, for what can never be served, or an id in use, or a
+                priority under another policy than `priority`.
             EngineStoppedError: at this call, after `shutdown`; while iterating, if the engine
                 broke.
             DeviceError, or what else a step failed with: while iterating.
@@ -120,8 +122,14 @@ class AsyncLLM(Frontend):
             raise RequestError(f"expected SamplingParams, not {type(params).__name__}")
         if request_id in self._processor:
             raise RequestError(f"a request with the id {request_id!r} is being served")
+        self._core.scheduler.check_priority(priority)
         request = make_request(
-            self._checks, request_id, parsed.token_ids, params, prompt=parsed.text
+            self._checks,
+            request_id,
+            parsed.token_ids,
+            params,
+            prompt=parsed.text,
+            priority=priority,
         )
         return self._follow(request, delta, final_only)
 

@@ -56,7 +56,6 @@ class EngineCore:
         self._seqs: dict[str, list[Sequence]] = {}
         self._begun: set[str] = set()
         self._seconds = StepSeconds()
-        self._num_preemptions = 0
         self._num_steps = 0
         self._num_batched_tokens = 0
         self._prompt_tokens = 0
@@ -74,12 +73,11 @@ class EngineCore:
         self.in_step = []
         schedule = self.scheduler.schedule()
         preempted = [seq.request_id for seq in schedule.preempted]
-        self._num_preemptions += len(preempted)
         if not schedule.chunks:
             return None
         self.in_step = list(dict.fromkeys(chunk.seq.request_id for chunk in schedule.chunks))
         scheduled = time.perf_counter()
-        batch = build_batch(schedule.chunks, self.limits)
+        batch = build_batch(schedule.chunks, self.scheduler.blocks.table)
         built = time.perf_counter()
         sampling = [chunk.seq for chunk in schedule.chunks if chunk.samples]
         tokens, rows, ran = self._run(schedule.chunks, batch, sampling)
@@ -186,7 +184,7 @@ class EngineCore:
         assert request.request_id not in self._seqs, "a request with this id is being served"
         seqs: list[Sequence] = []
         for index in range(request.params.n):
-            seqs.append(self._sequence(request, index, seqs[0] if seqs else None))
+            seqs.append(self._sequence(request, index))
         self._seqs[request.request_id] = seqs
         for seq in seqs:
             self.scheduler.add(seq)
@@ -217,7 +215,7 @@ class EngineCore:
             del self._seqs[seq.request_id]
             self._begun.discard(seq.request_id)
 
-    def _sequence(self, request: Request, index: int, leader: Sequence | None) -> Sequence:
+    def _sequence(self, request: Request, index: int) -> Sequence:
         params = request.params
         eos = frozenset() if params.ignore_eos else self.eos_token_ids
         output: list[int] = []
@@ -225,7 +223,7 @@ class EngineCore:
         return Sequence(
             request_id=request.request_id,
             index=index,
-            leader=leader,
+            priority=request.priority,
             prompt_token_ids=request.prompt_token_ids,
             sampling=SampleState(
                 params=params,
@@ -257,7 +255,7 @@ class EngineCore:
             kv_cache_usage=usage,
             prefix_cache_queries=blocks.num_queried_tokens,
             prefix_cache_hits=blocks.num_hit_tokens,
-            num_preemptions=self._num_preemptions,
+            num_preemptions=scheduler.num_preemptions,
             num_steps=self._num_steps,
             num_batched_tokens=self._num_batched_tokens,
             prompt_tokens=self._prompt_tokens,

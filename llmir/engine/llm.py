@@ -57,6 +57,7 @@ class LLM(Frontend):
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = False,
+        priority: int | Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Answer prompts, many at a time; the outputs are in the order of the prompts.
 
@@ -65,13 +66,15 @@ class LLM(Frontend):
                 list of such.
             sampling_params: for all prompts, or one for each; None: the model's defaults.
             use_tqdm: show progress on stderr, if it is a terminal.
+            priority: for all prompts, or one for each; the lower is served first, under the
+                scheduling_policy `priority` alone.
 
         Raises:
             RequestError: a prompt or parameter that cannot be served; nothing is served then.
             DeviceError: a step failed; all of these requests are aborted.
         """
         parsed = parse_prompts(prompts, self.tokenizer)
-        return self._run_all(parsed, sampling_params, use_tqdm)
+        return self._run_all(parsed, sampling_params, use_tqdm, priority)
 
     def chat(
         self,
@@ -156,14 +159,18 @@ class LLM(Frontend):
         self,
         prompts: Sequence[ParsedPrompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
+        priority: int | Sequence[int] | None = None,
     ) -> list[str]:
         """Queue prompts, all or none; returns their request ids."""
         params = self._params(sampling_params, len(prompts))
+        priorities = _priorities(priority, len(prompts))
         added: list[str] = []
         try:
-            for prompt, param in zip(prompts, params, strict=True):
+            for prompt, param, number in zip(prompts, params, priorities, strict=True):
                 request_id = str(next(self._request_ids))
-                self.engine.add_request(request_id, prompt.token_ids, param, prompt=prompt.text)
+                self.engine.add_request(
+                    request_id, prompt.token_ids, param, prompt=prompt.text, priority=number
+                )
                 self._latest[request_id] = None
                 added.append(request_id)
         except RequestError:
@@ -209,8 +216,9 @@ class LLM(Frontend):
         prompts: Sequence[ParsedPrompt],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None,
         show_progress: bool,
+        priority: int | Sequence[int] | None,
     ) -> list[RequestOutput]:
-        request_ids = self._add(prompts, sampling_params)
+        request_ids = self._add(prompts, sampling_params, priority)
         done: dict[str, RequestOutput] = {}
         with (
             self._serving(request_ids),
@@ -248,3 +256,12 @@ class LLM(Frontend):
         with self._serving([request_id]):
             while (output := self._latest[request_id]) is None or not output.finished:
                 self._step()
+
+
+def _priorities(given: int | Sequence[int] | None, count: int) -> list[int]:
+    if given is None or isinstance(given, int):
+        return [given or 0] * count
+    priorities = list(given)
+    if len(priorities) != count:
+        raise RequestError(f"{len(priorities)} priorities were given for {count} prompts")
+    return priorities

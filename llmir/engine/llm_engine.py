@@ -81,10 +81,24 @@ class LLMEngine:
         params: SamplingParams,
         *,
         prompt: str | None = None,
+        priority: int = 0,
     ) -> None:
-        """Queue a request; `step` serves it.  Raises RequestError as `check_request`."""
+        """Queue a request; `step` serves it, under the policy `priority` the lower first.
+
+        Raises RequestError as `check_request`, and for a priority under another policy.
+        """
         self._check_id(request_id)
-        self._add(make_request(self._checks, request_id, prompt_token_ids, params, prompt=prompt))
+        self.scheduler.check_priority(priority)
+        self._add(
+            make_request(
+                self._checks,
+                request_id,
+                prompt_token_ids,
+                params,
+                prompt=prompt,
+                priority=priority,
+            )
+        )
 
     def add_prompt(self, request_id: str, token_ids: Sequence[int], rows: PromptRows) -> None:
         """Queue a prompt that is only run, for the rows of its logits.  Raises RequestError."""
@@ -133,6 +147,7 @@ def make_request(
     params: SamplingParams,
     *,
     prompt: str | None = None,
+    priority: int = 0,
 ) -> Request:
     """A request that can be served.  Raises RequestError as `RequestChecks.request`."""
     max_tokens = checks.request(prompt_token_ids, params)
@@ -146,5 +161,6 @@ def make_request(
         prompt_token_ids=token_ids,
         params=params,
         max_tokens=max_tokens,
+        priority=priority,
         prompt_rows=rows,
     )

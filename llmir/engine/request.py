@@ -19,6 +19,7 @@ class Request:
 
     prompt         its text; None when token ids were given
     max_tokens     output tokens at most, the model's context considered; 0: it is only run
+    priority       the lower is served first, under the policy `priority`
     prompt_rows    takes logits of the prompt's positions; None: not wanted
     arrival_time   seconds of `time.monotonic`
     """
@@ -28,6 +29,7 @@ class Request:
     prompt_token_ids: list[int]
     params: SamplingParams
     max_tokens: int
+    priority: int = 0
     prompt_rows: PromptRows | None = None
     arrival_time: float = field(default_factory=time.monotonic)
 

@@ -9,21 +9,24 @@ can depend on neighbours, are taken together.
 
 from __future__ import annotations
 
+import functools
+import os
+import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from llmir.engine.draw import draw, top_ids, weigh
 from llmir.engine.sampling_params import SamplingParams
 from llmir.errors import DeviceError
 from llmir.runtime.base import F32, TopLogits
 
-MIN_TEMPERATURE = 1e-20
-"""Below this a float32 quotient is 0 or infinite anyway."""
+PARALLEL_SIZE = 1 << 18
+"""Logits of random rows from which on several threads are worth while."""
 
-NUCLEUS_START = 256
-"""Candidates sorted at first for top_p; nearly always enough, and sorting V is slow."""
+MAX_THREADS = 4
 
 
 @dataclass(slots=True, kw_only=True)
@@ -86,15 +89,70 @@ def sample(logits_LV: F32, states: Sequence[SampleState]) -> list[int]:
         raise DeviceError(
             f"{int((~finite).sum())} of {len(states)} rows of logits have no finite maximum"
         )
-    tokens = []
-    for row_V, token, state in zip(logits_LV, best, states, strict=True):
+    tokens = best.tolist()
+    rows = list(logits_LV)
+    for i, state in enumerate(states):
         if not state.keeps_logits:
-            row_V = adjust(row_V, state)
-            token = row_V.argmax()
-        if not state.params.greedy:
-            token = draw(row_V, state.params, state.rng.random())
-        tokens.append(int(token))
+            rows[i] = adjust(rows[i], state)
+            tokens[i] = int(rows[i].argmax())
+    random = [i for i, state in enumerate(states) if not state.params.greedy]
+    weights_RV = _weigh(
+        [rows[i] for i in random],
+        [float(rows[i][tokens[i]]) for i in random],
+        [states[i].params.temperature for i in random],
+    )
+    for i, weights_V in zip(random, weights_RV, strict=True):
+        tokens[i] = draw(rows[i], states[i].params, states[i].rng.random(), weights_V)
     return tokens
+
+
+def _weigh(
+    rows: Sequence[F32], largest: Sequence[float], temperatures: Sequence[float]
+) -> Sequence[F32]:
+    """`weigh` of each row, on several threads where that is worth while.
+
+    The results stand in a buffer that the next call on this thread writes over: memory that is
+    new for every step would be cleared by the system each time.
+    """
+    if not rows:
+        return []
+    size = len(rows) * len(rows[0])
+    if _buffer.values.size < size:
+        _buffer.values = np.empty(size, np.float32)
+    out_RV = _buffer.values[:size].reshape(len(rows), -1)
+
+    def work(part: slice) -> None:
+        for i in range(len(rows))[part]:
+            weigh(rows[i], temperatures[i], out_RV[i], largest[i])
+
+    num_parts = 1 if size < PARALLEL_SIZE else min(_num_threads(), len(rows))
+    share = -(-len(rows) // num_parts)
+    parts = [slice(i, i + share) for i in range(0, len(rows), share)]
+    waiting = [_threads().submit(work, part) for part in parts[1:]]
+    work(parts[0])
+    for one in waiting:
+        one.result()
+    return list(out_RV)
+
+
+class _Buffer(threading.local):
+    """Of each thread that samples, room for the weights of a step."""
+
+    values: F32 = np.empty(0, np.float32)
+
+
+_buffer = _Buffer()
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    """For rows side by side: numpy lets go of Python's lock while it works on one."""
+    return ThreadPoolExecutor(_num_threads(), thread_name_prefix="llmir-sample")
+
+
+@functools.cache
+def _num_threads() -> int:
+    return max(1, min(MAX_THREADS, len(os.sched_getaffinity(0))))
 
 
 def sample_top(top: TopLogits, states: Sequence[SampleState]) -> list[int]:
@@ -129,55 +187,6 @@ def adjust(row_V: F32, state: SampleState) -> F32:
         row_V[output] -= np.float32(params.frequency_penalty) * counts.astype(np.float32)
         row_V[output] -= np.float32(params.presence_penalty)
     return row_V
-
-
-def draw(row_V: F32, params: SamplingParams, uniform: float) -> int:
-    """The token that `uniform` in [0, 1) picks after temperature, min_p, top_k and top_p."""
-    ids_C, weights_C = candidates(row_V, params)
-    cumulative_C = np.cumsum(weights_C, dtype=np.float64)
-    chosen = int(np.searchsorted(cumulative_C, uniform * cumulative_C[-1], side="right"))
-    if chosen == len(ids_C):  # the product was rounded up to the sum
-        chosen = int(np.flatnonzero(weights_C)[-1])
-    return int(ids_C[chosen])
-
-
-def candidates(row_V: F32, params: SamplingParams) -> tuple[NDArray[np.int64], F32]:
-    """Tokens that may be drawn and their weights, which are not normalised; the best has 1."""
-    with np.errstate(over="ignore"):  # far below the best: -inf, whose weight is 0
-        # The maximum is subtracted first, so that no exponent is above 0.
-        scaled_V = (row_V - row_V.max()) / np.float32(max(params.temperature, MIN_TEMPERATURE))
-    weights_V = np.exp(scaled_V)
-    ids_C = np.arange(len(row_V))
-    if params.min_p > 0.0:
-        ids_C = ids_C[weights_V >= params.min_p]
-    if 0 < params.top_k < len(ids_C):
-        ids_C = ids_C[top_ids(row_V[ids_C], params.top_k)]
-    if params.top_p < 1.0:
-        ids_C = ids_C[nucleus(row_V[ids_C], weights_V[ids_C], params.top_p)]
-    return ids_C, weights_V[ids_C]
-
-
-def nucleus(logits_C: F32, weights_C: F32, top_p: float) -> NDArray[np.int64]:
-    """Indices of the fewest likeliest candidates whose share of the weight reaches `top_p`."""
-    wanted = top_p * weights_C.sum(dtype=np.float64)
-    size = min(NUCLEUS_START, len(logits_C))
-    while True:
-        order = top_ids(logits_C, size)
-        cumulative = np.cumsum(weights_C[order], dtype=np.float64)
-        if cumulative[-1] >= wanted or size == len(logits_C):
-            return order[: int(np.searchsorted(cumulative, wanted, side="left")) + 1]
-        size = min(size * 8, len(logits_C))
-
-
-def top_ids(values: F32, k: int) -> NDArray[np.int64]:
-    """Indices of the k largest values, largest first, lower indices first among equals."""
-    if k >= len(values):
-        return np.argsort(-values, kind="stable")
-    threshold = np.partition(values, len(values) - k)[len(values) - k]
-    above = np.flatnonzero(values > threshold)
-    equal = np.flatnonzero(values == threshold)[: k - len(above)]
-    chosen = np.concatenate([above, equal])
-    return chosen[np.argsort(-values[chosen], kind="stable")]
 
 
 def log_normalizer(row_V: F32) -> float:

@@ -1,57 +1,53 @@
 """Who computes what in the next step: a function of the queues and the free pages alone.
 
-First come, first served, under a budget of tokens per step.  Long prompts are
-computed in chunks, together with the decodes of others.  When pages run out the
-youngest running sequence gives all of its up and is computed again later: the oldest
-one can always go on, so that everything ends.
+    waiting ──── admitted when there is room ───→ running ───→ finished
+      ↑ add()          preempted ←── pages run out ──┘ ↑
+                           └────────── resumed ────────┘
+
+Everyone who runs gets a token in every step, under a budget of tokens per step, and what is left
+of it goes to chunks of prompts.  When pages run out the last in rank of those that run gives all
+of its up and is computed again later: the first in rank can always go on, so that everything
+ends.  Who was preempted is resumed before anybody new is begun.
+
+Who begins with tokens that another is computing just now is held back until they are in the cache.
+It waits for one that runs, and everyone who runs goes on in every step: were that one to be
+preempted, aborted or finished, nobody would be computing those tokens, and it would begin.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass
+import itertools
+from bisect import insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 
 from llmir.engine.block_manager import BlockManager
+from llmir.engine.policies import make_policy
+from llmir.engine.scheduler_config import DEFAULT_LOGIT_ROWS, SchedulerConfig
 from llmir.engine.sequence import Sequence, Status
-from llmir.errors import OptionError
+from llmir.engine.waiting_queue import WaitingQueue
+from llmir.errors import RequestError
 from llmir.runtime.base import StepLimits
 
-DEFAULT_LOGIT_ROWS = 256
-"""Rows of logits in one step: of a large vocabulary, some hundred kilobytes each."""
+__all__ = ["Chunk", "Schedule", "Scheduler", "SchedulerConfig"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerConfig:
-    """How much one step does.  None: as much as the artifact allows.
-
-    max_num_batched_tokens  tokens in a step
-    max_num_seqs            sequences that run at a time
-    max_logit_rows          rows of logits in a step, of which scoring wants one per token
-    max_prefill_chunk       tokens of one sequence in a step
-    prefill_splits          positions that no chunk crosses; with it a test can split a
-                            prompt anywhere
-    enable_prefix_caching   sequences that begin alike share the KV pages of what they share
-    """
-
-    max_num_batched_tokens: int | None = None
-    max_num_seqs: int | None = None
-    max_logit_rows: int | None = None
-    max_prefill_chunk: int | None = None
-    prefill_splits: tuple[int, ...] = ()
-    enable_prefix_caching: bool = True
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Chunk:
-    """Tokens start … start + length - 1 of a sequence, computed in one step."""
+    """Tokens start … end - 1 of a sequence, computed in one step.
+
+    samples: whether the next token is chosen after this chunk.
+    """
 
     seq: Sequence
     start: int
     length: int
+    end: int = field(init=False)
+    samples: bool = field(init=False)
 
-    @property
-    def end(self) -> int:
-        return self.start + self.length
+    def __post_init__(self) -> None:
+        self.end = self.start + self.length
+        self.samples = self.end == self.seq.num_tokens and self.seq.max_tokens > 0
 
     @property
     def prompt_rows(self) -> range:
@@ -59,91 +55,83 @@ class Chunk:
         rows = self.seq.prompt_rows
         return range(0) if rows is None else rows.wanted(self.start, self.end)
 
-    @property
-    def samples(self) -> bool:
-        """Whether the next token is chosen after this chunk."""
-        return self.end == self.seq.num_tokens and self.seq.max_tokens > 0
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class Schedule:
-    """What one step computes, and who lost its pages for it."""
+    """What one step computes, and who lost its pages for it.
 
-    chunks: list[Chunk]
-    preempted: list[Sequence]
+    num_tokens, num_rows: what is left of the step's budgets.
+    """
+
+    num_tokens: int
+    num_rows: int
+    chunks: list[Chunk] = field(default_factory=list)
+    preempted: list[Sequence] = field(default_factory=list)
 
 
 class Scheduler:
     """The queues.
 
     Attributes:
-        waiting: not begun, or preempted; oldest first.
-        running: holding pages; oldest first.
+        running: holding pages; by rank.
+        preempted: those that ran and lost their pages; by rank.
+        num_preemptions: how often that happened.
     """
 
     def __init__(self, limits: StepLimits, config: SchedulerConfig | None = None) -> None:
         config = config or SchedulerConfig()
-        self.max_num_batched_tokens = _within(
-            "max_num_batched_tokens", config.max_num_batched_tokens, limits.max_num_batched_tokens
-        )
+        config.check(limits)
+        self.config = config
+        self.max_num_batched_tokens = config.max_num_batched_tokens or limits.max_num_batched_tokens
         # With a token for each of them nobody who runs is left out of a step.
         self.max_num_seqs = min(
-            _within("max_num_seqs", config.max_num_seqs, limits.max_num_seqs),
-            self.max_num_batched_tokens,
+            config.max_num_seqs or limits.max_num_seqs, self.max_num_batched_tokens
         )
         self.max_logit_rows = max(config.max_logit_rows or DEFAULT_LOGIT_ROWS, self.max_num_seqs)
-        self.max_prefill_chunk = _within(
-            "max_prefill_chunk", config.max_prefill_chunk, self.max_num_batched_tokens
-        )
+        self.max_prefill_chunk = config.max_prefill_chunk or self.max_num_batched_tokens
         self.prefill_splits = tuple(sorted(config.prefill_splits))
-        self.blocks = BlockManager(limits, prefix_caching=config.enable_prefix_caching)
-        self.waiting: deque[Sequence] = deque()
+        self.policy = make_policy(config.scheduling_policy)
+        self.blocks = BlockManager(
+            limits,
+            prefix_caching=config.enable_prefix_caching,
+            max_chunk=self.max_prefill_chunk,
+            reserve_output=config.admission == "guaranteed_no_evict",
+        )
         self.running: list[Sequence] = []
+        self.preempted: list[Sequence] = []
+        self.num_preemptions = 0
+        self._waiting = WaitingQueue(self.policy, config.max_overtakes)
+        self._arrivals = itertools.count()
+
+    @property
+    def waiting(self) -> list[Sequence]:
+        """Who holds no pages and wants some: the preempted first, then who has not begun."""
+        return [*self.preempted, *self._waiting]
 
     def add(self, seq: Sequence) -> None:
-        self.waiting.append(seq)
+        """Queue a sequence; `check_priority` has seen its priority."""
+        seq.arrival = next(self._arrivals)
+        self._waiting.add(seq)
+
+    def check_priority(self, priority: int) -> None:
+        """Raises RequestError: not a number, or not 0 under a policy that does not look at it."""
+        if isinstance(priority, bool) or not isinstance(priority, int):
+            raise RequestError(f"priority must be an integer, not {priority!r}")
+        policy = self.config.scheduling_policy
+        if priority != 0 and policy != "priority":
+            raise RequestError(
+                f"priority is {priority}, but scheduling_policy is {policy!r}, which serves all "
+                "requests alike: start the engine with scheduling_policy 'priority'"
+            )
 
     def schedule(self) -> Schedule:
         """Choose the next step's chunks and give them their pages."""
-        chunks: list[Chunk] = []
-        preempted: list[Sequence] = []
-        tokens, rows = self.max_num_batched_tokens, self.max_logit_rows
-
-        index = 0
-        while index < len(self.running) and tokens > 0:
-            seq = self.running[index]
-            younger = len(self.running) - index - 1
-            want = self._chunk_length(seq, tokens - younger, rows - younger)
-            length = self.blocks.max_chunk(seq, want)
-            while length == 0:
-                preempted.append(self._preempt_youngest())
-                if preempted[-1] is seq:
-                    break
-                length = self.blocks.max_chunk(seq, want)
-            if length == 0:
-                break
-            tokens, rows = self._take(seq, length, chunks, tokens, rows)
-            index += 1
-
-        # Whoever lost its pages comes first, and waits until all of them are free again.
-        held_back: list[Sequence] = []
-        while self.waiting and tokens > 0 and rows > 0:
-            if len(self.running) == self.max_num_seqs:
-                break
-            seq = self.waiting.popleft()
-            if self._waits_for_leader(seq):
-                held_back.append(seq)
-                continue
-            if not self.blocks.admit(seq, self.max_prefill_chunk, self.running):
-                self.waiting.appendleft(seq)
-                break
-            self.running.append(seq)
-            seq.status = Status.RUNNING
-            length = self.blocks.max_chunk(seq, self._chunk_length(seq, tokens, rows))
-            tokens, rows = self._take(seq, length, chunks, tokens, rows)
-        self.waiting.extendleft(reversed(held_back))
-        assert chunks or not (self.waiting or self.running), "sequences left, and none can go on"
-        return Schedule(chunks, preempted)
+        schedule = Schedule(self.max_num_batched_tokens, self.max_logit_rows)
+        self._continue(schedule)
+        if self.preempted or self._waiting:
+            self._admit(schedule)
+        assert schedule.chunks or not self.waiting, "sequences wait, and none can go on"
+        return schedule
 
     def advance(self, chunk: Chunk) -> None:
         """Note that the chunk has been computed."""
@@ -154,40 +142,125 @@ class Scheduler:
         """Take a sequence out, wherever it stands, and free what it holds."""
         if seq.status is Status.RUNNING:
             self.running.remove(seq)
+        elif seq.status is Status.PREEMPTED:
+            self.preempted.remove(seq)
         elif seq.status is Status.WAITING:
-            self.waiting.remove(seq)
+            self._waiting.remove(seq)
         seq.status = Status.FINISHED
         self.blocks.free(seq)
 
-    def _take(
-        self, seq: Sequence, length: int, chunks: list[Chunk], tokens: int, rows: int
-    ) -> tuple[int, int]:
-        chunk = Chunk(seq, seq.num_computed_tokens, length)
-        self.blocks.allocate(seq, chunk.end)
-        chunks.append(chunk)
-        return tokens - length, rows - len(chunk.prompt_rows) - chunk.samples
+    # -- those that run --------------------------------------------------------------------
 
-    def _waits_for_leader(self, seq: Sequence) -> bool:
-        """Whether the pages that `seq` begins with are being computed for its leader."""
-        leader = seq.leader
-        if leader is None or self.blocks.tree is None or leader.status is not Status.RUNNING:
-            return False
-        columns = (len(seq.prompt_token_ids) - 1) // self.blocks.page_size
-        return leader.num_computed_tokens < columns * self.blocks.page_size
+    def _continue(self, schedule: Schedule) -> None:
+        """A chunk for everyone who runs and can go on."""
+        running, page_size = self.running, self.blocks.page_size
+        index = 0
+        while index < len(running):
+            seq = running[index]
+            later = len(running) - index - 1  # for each of whom a token and a row is kept
+            length = self._chunk_length(seq, schedule.num_tokens - later, schedule.num_rows - later)
+            if seq.num_computed_tokens + length > seq.num_columns * page_size:
+                length = self._find_pages(seq, length, schedule)
+                if length == 0:
+                    break
+            self._take(seq, length, schedule)
+            index += 1
 
-    def _preempt_youngest(self) -> Sequence:
-        seq = self.running.pop()
+    def _find_pages(self, seq: Sequence, want: int, schedule: Schedule) -> int:
+        """How many of `want` tokens there are pages for, which others give up if there are none;
+        0: `seq` itself was the last that could."""
+        length = self.blocks.max_chunk(seq, want)
+        while length == 0:
+            last = self.running[-1]
+            self._preempt(last)
+            schedule.preempted.append(last)
+            if last is seq:
+                break
+            length = self.blocks.max_chunk(seq, want)
+        return length
+
+    def _preempt(self, seq: Sequence) -> None:
+        self.running.remove(seq)
         self.blocks.free(seq)
         seq.num_computed_tokens = 0
-        seq.status = Status.WAITING
-        self.waiting.appendleft(seq)  # older than all that wait, younger than all that run
-        return seq
+        seq.status = Status.PREEMPTED
+        if any(other.arrival > seq.arrival for other in self.running):
+            seq.num_overtaken += 1
+        insort(self.preempted, seq, key=self._rank)
+        self.num_preemptions += 1
+
+    def _rank(self, seq: Sequence) -> tuple[int, ...]:
+        """Fixed while `seq` runs: who is overtaken is waiting then, or preempted by that."""
+        if self._waiting.is_due(seq):
+            return 0, 0, seq.arrival
+        return 1, self.policy.rank(seq), seq.arrival
+
+    # -- those that wait -------------------------------------------------------------------
+
+    def _admit(self, schedule: Schedule) -> None:
+        """Begin who fits, in order; the first who does not keeps the others waiting."""
+        if self._is_full(schedule):
+            return
+        room = self.blocks.room(self.running)
+        computing = {self.blocks.computing(seq) for seq in self.running}
+        num_held_back = 0
+        for seq in self._candidates():
+            known = self.blocks.known(seq)
+            wanted = self.blocks.wanted(seq, known)
+            if wanted is not None and wanted in computing:
+                # Another computes what comes next in `seq`: it begins when that is in the cache.
+                num_held_back += 1
+                if self._waiting.is_due(seq) or num_held_back == self.max_num_seqs:
+                    break
+                continue
+            if not self.blocks.admit(seq, known, room):
+                break
+            self._begin(seq)
+            length = self._chunk_length(seq, schedule.num_tokens, schedule.num_rows)
+            self._take(seq, self.blocks.max_chunk(seq, length), schedule)
+            if self._is_full(schedule):
+                break
+            computing.add(self.blocks.computing(seq))
+
+    def _begin(self, seq: Sequence) -> None:
+        if seq.status is Status.PREEMPTED:
+            self.preempted.remove(seq)
+        else:
+            self._waiting.begin(seq)
+        seq.status = Status.RUNNING
+        insort(self.running, seq, key=self._rank)
+
+    def _is_full(self, schedule: Schedule) -> bool:
+        """Whether nobody else can be taken in, whatever the pages."""
+        return (
+            len(self.running) == self.max_num_seqs
+            or schedule.num_tokens == 0
+            or schedule.num_rows == 0
+        )
+
+    def _candidates(self) -> Iterator[Sequence]:
+        """Who is to be taken in, in this order."""
+        yield from list(self.preempted)
+        if not self.preempted:
+            yield from self._waiting.candidates(lambda seq: len(self.blocks.known(seq)))
+
+    # -- chunks ----------------------------------------------------------------------------
+
+    def _take(self, seq: Sequence, length: int, schedule: Schedule) -> None:
+        chunk = Chunk(seq, seq.num_computed_tokens, length)
+        self.blocks.allocate(seq, chunk.end)
+        schedule.chunks.append(chunk)
+        schedule.num_tokens -= length
+        schedule.num_rows -= chunk.samples
+        if seq.prompt_rows is not None:
+            schedule.num_rows -= len(chunk.prompt_rows)
 
     def _chunk_length(self, seq: Sequence, tokens: int, rows: int) -> int:
         """Tokens of `seq` that fit these budgets; pages are another matter."""
-        if tokens < 1 or rows < 1:
-            return 0
-        length = min(seq.num_remaining, tokens, self.max_prefill_chunk)
+        length = seq.num_remaining
+        if length == 1:
+            return 1
+        length = min(length, tokens, self.max_prefill_chunk)
         if seq.prompt_rows is not None:
             length = min(length, rows)  # a token wants one row at most
         start = seq.num_computed_tokens
@@ -195,11 +268,3 @@ class Scheduler:
             if start < split < start + length:
                 length = split - start
         return length
-
-
-def _within(name: str, value: int | None, limit: int) -> int:
-    if value is None:
-        return limit
-    if not isinstance(value, int) or not 1 <= value <= limit:
-        raise OptionError(f"{name} must be between 1 and {limit}, not {value!r}")
-    return value

@@ -22,6 +22,7 @@ from llmir.engine.sampler import SampleState
 class Status(Enum):
     WAITING = "waiting"
     RUNNING = "running"
+    PREEMPTED = "preempted"
     FINISHED = "finished"
 
 
@@ -34,11 +35,13 @@ class Sequence:
     sampling              parameters, tokens so far and random stream; owns the output tokens
     eos_token_ids         ids that end the output without a stop_reason; empty under ignore_eos
     max_tokens            output tokens at most; 0: the prompt is all there is
-    leader                the first output of the request, whose prompt this one shares
+    priority              the lower goes first, under the policy `priority`
+    arrival               its number among all that were queued
+    num_overtaken         how often one that came later went before it; see WaitingQueue
     prompt_rows           takes logits of the prompt's positions; None: not wanted
-    pages                 [group][column] page of positions column*page_size …; 0 where the
-                          page fell out of the group's sliding window
-    first_page            [group] columns before this one are 0
+    row                   its row of the page table; None: it holds no pages
+    num_columns           pages from the first position to the last
+    first_page            [group] columns before this one fell out of the group's sliding window
     nodes                 the first columns, those that the prefix tree has
     """
 
@@ -49,11 +52,14 @@ class Sequence:
     eos_token_ids: frozenset[int]
     max_tokens: int
     output_token_ids: list[int]
-    leader: Sequence | None = None
+    priority: int = 0
+    arrival: int = 0
+    num_overtaken: int = 0
     prompt_rows: PromptRows | None = None
     status: Status = Status.WAITING
     num_computed_tokens: int = 0
-    pages: list[list[int]] = field(default_factory=list)
+    row: int | None = None
+    num_columns: int = 0
     first_page: list[int] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     finish_reason: FinishReason | None = None

@@ -55,7 +55,7 @@ def assert_pages_add_up(engine: LLMEngine, *, unused_slots: bool = True) -> None
         own = [
             page
             for seq in scheduler.running
-            for page in seq.pages[group][max(len(seq.nodes), seq.first_page[group]) :]
+            for page in blocks.pages(seq, group)[max(len(seq.nodes), seq.first_page[group]) :]
         ]
         cached = [node.pages[group] for node in nodes if node.pages[group]]
         held = own + cached
@@ -71,17 +71,17 @@ def assert_pages_add_up(engine: LLMEngine, *, unused_slots: bool = True) -> None
         idle = [node for node in nodes if node.pages[group] and not node.users[group]]
         assert blocks.num_cached[group] == len(idle)
         for seq in scheduler.running:
-            slots = len(seq.pages[group]) * blocks.page_size
-            unused = slots - seq.num_computed_tokens
+            pages = blocks.pages(seq, group)
+            unused = len(pages) * blocks.page_size - seq.num_computed_tokens
             assert unused >= 0
             assert unused < blocks.page_size or not unused_slots
-            assert not any(seq.pages[group][: seq.first_page[group]])
+            assert not any(pages[: seq.first_page[group]])
             for column, node in enumerate(seq.nodes):
                 if column >= seq.first_page[group]:
-                    assert seq.pages[group][column] == node.pages[group]
+                    assert pages[column] == node.pages[group]
                 start = column * blocks.page_size
                 assert node.tokens == tuple(seq.tokens(start, start + blocks.page_size))
-    assert all(not seq.pages for seq in scheduler.waiting)
+    assert all(seq.row is None for seq in scheduler.waiting)
 
 
 def assert_nothing_held(engine: LLMEngine) -> None:

@@ -41,9 +41,21 @@ def params_of(max_tokens, **more):
     chunk=st.integers(1, 32),
     arrivals=st.lists(st.integers(0, 3), min_size=10, max_size=10),
     caching=st.booleans(),
+    policy=st.sampled_from(["fcfs", "priority", "lpm"]),
+    admission=st.sampled_from(["max_utilization", "guaranteed_no_evict"]),
 )
 def test_random_workloads_give_what_each_gives_alone(
-    requests, windows, page_size, spare_pages, budget, num_seqs, chunk, arrivals, caching
+    requests,
+    windows,
+    page_size,
+    spare_pages,
+    budget,
+    num_seqs,
+    chunk,
+    arrivals,
+    caching,
+    policy,
+    admission,
 ):
     # the pool holds the longest of these requests alone, and a few pages more
     longest = max(len(prompt) + max_tokens for prompt, max_tokens in requests)
@@ -57,11 +69,16 @@ def test_random_workloads_give_what_each_gives_alone(
         max_num_batched_tokens=budget,
         max_num_seqs=num_seqs,
         max_prefill_chunk=min(chunk, budget),
-        enable_prefix_caching=caching,
+        enable_prefix_caching=caching or policy == "lpm",
+        scheduling_policy=policy,
+        admission=admission,
     )
     done = {}
     for number, (prompt, max_tokens) in enumerate(requests):
-        engine.add_request(str(number), prompt, params_of(max_tokens, temperature=0))
+        priority = number % 3 if policy == "priority" else 0
+        engine.add_request(
+            str(number), prompt, params_of(max_tokens, temperature=0), priority=priority
+        )
         for _ in range(arrivals[number]):
             done |= {o.request_id: o for o in engine.step() if o.finished}
             assert_pages_add_up(engine)

@@ -3,17 +3,15 @@
 import numpy as np
 import pytest
 
+from llmir.engine import sampler
+from llmir.engine.draw import candidates, draw, nucleus, pick, top_ids, weigh
 from llmir.engine.sampler import (
     SampleState,
     adjust,
-    candidates,
-    draw,
     log_normalizer,
-    nucleus,
     rank_candidates,
     sample,
     sample_top,
-    top_ids,
 )
 from llmir.engine.sampling_params import SamplingParams
 from llmir.errors import DeviceError
@@ -192,7 +190,7 @@ def test_top_ids_and_nucleus_agree_with_a_full_sort():
         for top_p in (0.01, 0.5, 0.999):
             cumulative = np.cumsum(weights[order], dtype=np.float64)
             size = int((cumulative < top_p * weights.sum(dtype=np.float64)).sum()) + 1
-            np.testing.assert_array_equal(nucleus(values, weights, top_p), order[:size])
+            np.testing.assert_array_equal(nucleus(values, weights, top_p), np.sort(order[:size]))
 
 
 def test_candidates_of_a_flat_distribution():
@@ -200,6 +198,46 @@ def test_candidates_of_a_flat_distribution():
     ids, weights = candidates(logits, SamplingParams(top_p=0.5))
     assert len(ids) == 2500
     assert (weights == 1).all()
+
+
+def test_pick_is_where_the_number_falls():
+    rng = np.random.default_rng(11)
+    for size in (1, 2, 255, 256, 257, 3000):
+        weights = rng.random(size).astype(np.float32)
+        weights[rng.random(size) < 0.3] = 0
+        weights[size // 2] = 1
+        cumulative = np.cumsum(weights, dtype=np.float64)
+        for uniform in [0.0, np.nextafter(1.0, 0.0), *rng.random(50)]:
+            place = pick(weights, uniform)
+            point = uniform * cumulative[-1]
+            assert weights[place] > 0
+            # Sums of blocks are rounded in another order than one long sum.
+            assert cumulative[place] >= point - 1e-9 * cumulative[-1]
+            assert cumulative[place] - weights[place] <= point + 1e-9 * cumulative[-1]
+
+
+def test_many_rows_side_by_side_are_as_rows_alone(monkeypatch):
+    rng = np.random.default_rng(4)
+    logits = rng.standard_normal((9, 5000)).astype(np.float32) * 3
+    kinds = [{"top_p": 0.95}, {"temperature": 0.8, "top_p": 0.9}, {}, {"temperature": 0}]
+    kinds = (kinds * 3)[:9]
+    alone = [sample(logits[i : i + 1], [state(seed=i, **kind)])[0] for i, kind in enumerate(kinds)]
+    monkeypatch.setattr(sampler, "PARALLEL_SIZE", 0)
+    monkeypatch.setattr(sampler, "_num_threads", lambda: 3)
+    sampler._threads.cache_clear()
+    try:
+        states = [state(seed=i, **kind) for i, kind in enumerate(kinds)]
+        assert sample(logits, states) == alone
+    finally:
+        sampler._threads().shutdown()
+        sampler._threads.cache_clear()
+
+
+def test_weights_are_of_the_softmax_at_a_temperature():
+    weights = np.empty_like(LOGITS)
+    weigh(LOGITS, 0.7, weights)
+    assert weights.max() == 1
+    np.testing.assert_allclose(weights / weights.sum(), softmax(LOGITS / 0.7), rtol=1e-5)
 
 
 def test_log_probabilities_are_those_of_the_unchanged_logits():

@@ -1,56 +1,14 @@
 """Who runs when: budgets, chunks, pages, preemption."""
 
-import numpy as np
 import pytest
 
 from llmir.engine.batch import build_batch
 from llmir.engine.block_manager import BlockManager
 from llmir.engine.prompt_rows import PromptRows
-from llmir.engine.sampler import SampleState
-from llmir.engine.sampling_params import SamplingParams
-from llmir.engine.scheduler import Scheduler, SchedulerConfig
-from llmir.engine.sequence import Sequence
-from llmir.errors import OptionError
+from llmir.errors import OptionError, UnknownNameError
 
 from .fake_runner import check_batch, small_limits
-
-
-def make_seq(num_prompt, name="s", max_tokens=8):
-    prompt, output = list(range(num_prompt)), []
-    return Sequence(
-        request_id=name,
-        index=0,
-        prompt_token_ids=prompt,
-        sampling=SampleState(
-            params=SamplingParams(),
-            prompt_token_ids=prompt,
-            output_token_ids=output,
-            stop_ids=(),
-            rng=np.random.default_rng(0),
-        ),
-        eos_token_ids=frozenset(),
-        max_tokens=max_tokens,
-        output_token_ids=output,
-    )
-
-
-def make_scheduler(limits=None, **config):
-    """Without prefix caching, unless asked for: all sequences here begin alike."""
-    config = {"enable_prefix_caching": False} | config
-    return Scheduler(limits or small_limits(), SchedulerConfig(**config))
-
-
-def step(scheduler):
-    """Schedule, pretend to compute, append a token to whoever is due; returns what ran."""
-    schedule = scheduler.schedule()
-    for chunk in schedule.chunks:
-        due = chunk.samples
-        scheduler.advance(chunk)
-        if due:
-            chunk.seq.output_token_ids.append(1)
-            if len(chunk.seq.output_token_ids) == chunk.seq.max_tokens:
-                scheduler.finish(chunk.seq)
-    return [(c.seq.request_id, c.start, c.length) for c in schedule.chunks], schedule
+from .scheduling import make_scheduler, make_seq, step
 
 
 def test_decodes_and_chunks_share_the_budget():
@@ -142,6 +100,19 @@ def test_options_beyond_the_limits_are_refused():
         make_scheduler(max_num_seqs=0)
     with pytest.raises(OptionError, match="max_prefill_chunk"):
         make_scheduler(max_prefill_chunk=33)
+    with pytest.raises(OptionError, match="max_overtakes must be at least 0, not -1"):
+        make_scheduler(max_overtakes=-1)
+
+
+def test_unknown_names_are_refused_with_the_known_ones():
+    known = "unknown scheduling_policy 'sjf'; known: fcfs, lpm, priority"
+    with pytest.raises(UnknownNameError, match=known):
+        make_scheduler(scheduling_policy="sjf")
+    known = "unknown admission 'all'; known: guaranteed_no_evict, max_utilization"
+    with pytest.raises(UnknownNameError, match=known):
+        make_scheduler(admission="all")
+    with pytest.raises(OptionError, match="'lpm' orders requests by what the prefix cache has"):
+        make_scheduler(scheduling_policy="lpm", enable_prefix_caching=False)
 
 
 def test_windows_give_pages_back():
@@ -154,9 +125,9 @@ def test_windows_give_pages_back():
         blocks.advance(seq)
         # the next token, at start + 1, looks back to start + 1 - 5
         oldest = max(0, start + 1 - 5) // 4
-        assert seq.pages[1][:oldest] == [0] * oldest
-        assert all(seq.pages[1][oldest:])
-        assert all(seq.pages[0])
+        assert blocks.pages(seq, 1)[:oldest] == [0] * oldest
+        assert all(blocks.pages(seq, 1)[oldest:])
+        assert all(blocks.pages(seq, 0))
     blocks.free(seq)
     assert blocks.num_free == (63, 4)
 
@@ -196,7 +167,7 @@ def test_batch_of_a_mixture():
     step(scheduler)
     scheduler.add(make_seq(3, "b"))
     limits = small_limits(num_pages=(64, 64), group_windows=(None, 4))
-    batch = build_batch(scheduler.schedule().chunks, limits)
+    batch = build_batch(scheduler.schedule().chunks, scheduler.blocks.table)
     check_batch(batch, limits)
     assert batch.token_ids.tolist() == [1, 0, 1, 2]
     assert batch.positions.tolist() == [9, 0, 1, 2]
