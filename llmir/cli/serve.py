@@ -16,6 +16,7 @@ from llmir.artifact import KV_ELEMENTS, Artifact, is_artifact
 from llmir.cli.model import model_options
 from llmir.cli.options import ByteCount
 from llmir.cli.progress import num_compile_stages, stages
+from llmir.engine.policies import POLICIES
 from llmir.errors import OptionError
 
 if TYPE_CHECKING:
@@ -51,6 +52,14 @@ def engine_flags(command: Decorated) -> Decorated:
             default=True,
             show_default=True,
             help="Compute what prompts begin with alike once.",
+        ),
+        click.option(
+            "--scheduling-policy",
+            type=click.Choice(list(POLICIES)),
+            default="fcfs",
+            show_default=True,
+            help="Who is served first: who came first, who has the lowest priority, or whose "
+            "prompt is cached the furthest (lpm).",
         ),
         click.option(
             "--kv-cache-dtype",

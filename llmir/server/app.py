@@ -54,8 +54,6 @@ def _describe(app: FastAPI, settings: ServerSettings) -> None:
                 fields = schema.get("properties", {}) if name.endswith("Request") else {}
                 if "model" in fields:
                     fields["model"]["anyOf"][0]["enum"] = list(settings.model_names)
-                if "priority" in fields and not settings.priorities:
-                    fields["priority"]["anyOf"][0]["const"] = 0
                 for field in ("logprobs", "top_logprobs", "prompt_logprobs"):
                     for kind in fields.get(field, {}).get("anyOf", ()):
                         if kind["type"] == "integer":

@@ -53,13 +53,6 @@ class Job:
             raise ApiError(400, "stream_options is for streams: set stream", param="stream_options")
         if body.prompt_logprobs is not None and body.stream:
             raise ApiError(400, "prompt_logprobs does not come in streams", param="prompt_logprobs")
-        if body.priority and not serving.settings.priorities:
-            raise ApiError(
-                400,
-                "priority has no effect on this server, whose scheduling policy is another",
-                param="priority",
-                code="unsupported_parameter",
-            )
         self.serving = serving
         self.id = id
         self.tally = Tally()

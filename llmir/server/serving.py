@@ -124,8 +124,9 @@ class Serving:
         try:
             return [self._stream(prompt, work, form) for prompt in work.prompts]
         except LlmirError as error:
-            names = type(work.params).__dataclass_fields__
-            raise as_api_error(error, names) from error
+            raise as_api_error(
+                error, {*type(work.params).__dataclass_fields__, "priority"}
+            ) from error
 
     def _stream(
         self, prompt: TokensPrompt, work: Work, form: Form
@@ -144,6 +145,7 @@ class Serving:
                 prompt,
                 work.params,
                 request_id=f"{work.request_id}-{next(self._numbers)}",
+                priority=work.priority,
                 delta=form == "delta",
                 final_only=form == "final",
             )

@@ -22,7 +22,6 @@ class ServerSettings:
     body_timeout_s       how long a client may take to send one; likewise the headers
     request_timeout_s    from a request to the end of its answer; None: as long as it takes
     shutdown_timeout_s   how long running requests may take when the server is asked to end
-    priorities           whether the scheduler looks at `priority`, so that requests may have one
     """
 
     model_names: tuple[str, ...]
@@ -35,7 +34,6 @@ class ServerSettings:
     body_timeout_s: float = 30.0
     request_timeout_s: float | None = 600.0
     shutdown_timeout_s: float = 30.0
-    priorities: bool = False
 
     def __post_init__(self) -> None:
         if not self.model_names or not all(self.model_names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from itertools import pairwise
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 from engine.fake_runner import reference_greedy, reference_row
 from engine.helpers import TOKENIZER
 from openai.types import Completion
-from server.helpers import LIMITS, NAME, events_of, make_llm, serve
+from server.helpers import LIMITS, NAME, GatedRunner, events_of, make_llm, serve
 
 PATH = "/v1/completions"
 GREEDY = {"temperature": 0, "max_tokens": 6}
@@ -286,6 +287,29 @@ def test_a_cached_prompt_is_counted():
         assert 32 <= cached < 40
 
     serve(main)
+
+
+def test_priorities():
+    """Of two that wait, the one with the lower number is begun first."""
+    runner = GatedRunner()
+
+    async def main(server):
+        request = {"max_tokens": 1, "ignore_eos": True}
+        first = asyncio.create_task(server.ok(PATH, {**request, "prompt": [5] * 4}))
+        while not runner.num_begun:
+            await asyncio.sleep(0.001)
+        others = []
+        for priority, prompt in ((3, [6] * 4), (-1, [7] * 4)):
+            body = {**request, "prompt": prompt, "priority": priority}
+            others.append(asyncio.create_task(server.ok(PATH, body)))
+        while server.app.state.serving.num_sequences < 3:
+            await asyncio.sleep(0.001)
+        runner.gate.set()
+        await asyncio.gather(first, *others)
+        begun = [int(batch.token_ids[0]) for batch in runner.batches]
+        assert begun == [5, 7, 6]
+
+    serve(main, make_llm(runner, max_num_seqs=1, scheduling_policy="priority"))
 
 
 def test_a_model_without_a_tokenizer_serves_token_ids():

@@ -14,18 +14,21 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 JsonSchema = dict[str, Any]
 
-_TOKEN_ID: JsonSchema = {"type": "integer", "minimum": 0}
+MAX_TOKEN_ID = 2**31 - 1
+"""More than any vocabulary has, and as much as an int32 holds."""
+
+_TOKEN_ID: JsonSchema = {"type": "integer", "minimum": 0, "maximum": MAX_TOKEN_ID}
 _TOKEN_IDS: JsonSchema = {"type": "array", "items": _TOKEN_ID, "minItems": 1}
 _STRING: JsonSchema = {"type": "string"}
 
 
 def is_token_ids(value: Any) -> bool:
-    """Whether this is a list of integers, at least one, none negative."""
+    """Whether this is a list of integers that could be tokens, at least one."""
     return (
         isinstance(value, list)
         and bool(value)
         # Not isinstance: true is an int to Python, and not to JSON.
-        and all(type(item) is int and item >= 0 for item in value)
+        and all(type(item) is int and 0 <= item <= MAX_TOKEN_ID for item in value)
     )
 
 
@@ -171,5 +174,8 @@ Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
+# Beyond these a logit of a float32 would be lost.
+Repetition = Annotated[float, Field(ge=0.01, le=100)]
+Priority = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 NumOutputs = Annotated[int, Field(ge=1, le=128)]

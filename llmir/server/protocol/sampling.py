@@ -17,7 +17,9 @@ from llmir.server.protocol.fields import (
     NumOutputs,
     Off,
     Penalty,
+    Priority,
     Probability,
+    Repetition,
     Seed,
     Stop,
 )
@@ -92,14 +94,14 @@ class SamplingFields(RequestModel):
     # vLLM's.
     top_k: Annotated[int, Field(ge=-1)] | None = None
     min_p: Probability | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    repetition_penalty: Repetition | None = None
     stop_token_ids: MaybeTokenIds = None
     include_stop_str_in_output: bool | None = None
     ignore_eos: bool | None = None
     min_tokens: Natural | None = None
     skip_special_tokens: bool | None = None
     prompt_logprobs: Natural | None = None
-    priority: int | None = None
+    priority: Priority | None = None
     return_token_ids: bool | None = None
 
     def sampling_params(self, defaults: SamplingParams, **more: Any) -> SamplingParams:
