@@ -21,6 +21,7 @@ from llmir.errors import LlmirError
 COMMANDS = {
     "run": ("run:run", "Ask a model one question and print the answer as it comes."),
     "chat": ("chat:chat", "Talk with a model."),
+    "serve": ("serve:serve", "Serve a model over HTTP, to OpenAI's clients."),
     "compile": ("compile:compile_", "Compile a model into an artifact."),
     "inspect": ("inspect:inspect", "Show what is in an artifact."),
     "targets": ("targets:targets", "List what can be compiled for, and what runs here."),

@@ -18,7 +18,7 @@ import jinja2.nodes
 import jinja2.parser
 import jinja2.sandbox
 
-from llmir.errors import RequestError
+from llmir.errors import OptionError, RequestError
 
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 """Names under which a message's reasoning comes; templates read one of the first two."""
@@ -72,6 +72,14 @@ def _compile(source: str) -> jinja2.Template:
     env.globals["raise_exception"] = _raise_exception
     env.globals["strftime_now"] = _strftime_now
     return env.from_string(source)
+
+
+def check_template(source: str) -> None:
+    """Raises OptionError for what is no template."""
+    try:
+        _compile(source)
+    except jinja2.TemplateSyntaxError as error:
+        raise OptionError(f"the chat template is wrong in line {error.lineno}: {error}") from error
 
 
 def render_chat(

@@ -1,0 +1,217 @@
+"""POST /v1/chat/completions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llmir.engine import CompletionOutput, RequestOutput, SamplingParams, TokensPrompt
+from llmir.errors import RequestError
+from llmir.server.errors import ApiError, as_api_error
+from llmir.server.job import Job
+from llmir.server.json_body import JsonResponse, JsonRoute
+from llmir.server.logprobs import chat_logprobs, prompt_logprobs
+from llmir.server.protocol.chat import (
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+    ChatRequest,
+    Message,
+)
+from llmir.server.protocol.common import ERRORS
+from llmir.server.serving import LONG_TEXT, Serving, Work
+from llmir.server.sse import DONE, EventStream, answer
+
+router = APIRouter(route_class=JsonRoute)
+
+
+@router.post(
+    "/v1/chat/completions",
+    response_model=None,
+    responses={200: {"model": ChatCompletion, "content": {"text/event-stream": {}}}, **ERRORS},
+)
+async def create_chat_completion(body: ChatRequest, request: Request) -> Response:
+    """Answer a conversation."""
+    serving: Serving = request.app.state.serving
+    job = ChatJob(serving, body, f"chatcmpl-{request.state.request_id}")
+    timeout_s = serving.settings.request_timeout_s
+    if body.stream:
+        return EventStream(job.events(), to_error=as_api_error, timeout_s=timeout_s)
+    return JsonResponse(await answer(request, job.completion(), timeout_s))
+
+
+class ChatJob(Job):
+    """A request to /v1/chat/completions."""
+
+    chunk_object = "chat.completion.chunk"
+
+    def __init__(self, serving: Serving, body: ChatRequest, id: str) -> None:
+        super().__init__(serving, body, id)
+        self.body = body
+        if body.top_logprobs and not body.logprobs:
+            raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
+        self._check_logprobs("top_logprobs", body.top_logprobs)
+        self.params = self._params()
+
+    def _params(self) -> SamplingParams:
+        body = self.body
+        new_name = body.max_completion_tokens is not None
+        max_tokens = body.max_completion_tokens if new_name else body.max_tokens
+        more: dict[str, Any] = {"logprobs": (body.top_logprobs or 0) if body.logprobs else None}
+        if max_tokens is None:
+            max_tokens = self.default_max_tokens(None)
+        renamed = {"logprobs": "top_logprobs"}
+        if new_name:
+            renamed["max_tokens"] = "max_completion_tokens"
+        return self.sampling_params(body, renamed, max_tokens=max_tokens, **more)
+
+    async def _work(self) -> Work:
+        body = self.body
+        prompt = await render(
+            self.serving,
+            body.messages,
+            add_generation_prompt=body.add_generation_prompt is not False,
+            chat_template_kwargs=body.chat_template_kwargs,
+        )
+        return Work(
+            request_id=self.id,
+            prompts=[prompt],
+            params=self.params,
+            priority=body.priority or 0,
+            param="messages",
+        )
+
+    # -- answers -------------------------------------------------------------------------
+
+    async def completion(self) -> ChatCompletion:
+        """The whole answer."""
+        async with aclosing(self.serving.answers(await self._work(), "final")) as outputs:
+            async for _, output in outputs:
+                final = output
+        self.tally.take(0, final, sum(len(part.token_ids) for part in final.outputs))
+        completion: ChatCompletion = {
+            **self.head("chat.completion"),  # type: ignore[typeddict-item]
+            "choices": [self._choice(part) for part in final.outputs],
+            "usage": self.tally.usage(),
+        }
+        if self.body.return_token_ids:
+            completion["prompt_token_ids"] = final.prompt_token_ids
+        if final.prompt_logprobs is not None:
+            completion["prompt_logprobs"] = prompt_logprobs(final.prompt_logprobs)
+        return completion
+
+    def _choice(self, part: CompletionOutput) -> ChatChoice:
+        choice: ChatChoice = {
+            "index": part.index,
+            "message": {"role": "assistant", "content": part.text, "refusal": None},
+            "logprobs": self._logprobs(part),
+            "finish_reason": part.finish_reason or "stop",
+            "stop_reason": part.stop_reason,
+        }
+        if self.body.return_token_ids:
+            choice["token_ids"] = part.token_ids
+        return choice
+
+    async def events(self) -> AsyncGenerator[bytes]:
+        """The answer as server-sent events: the role of each output, then its text."""
+        ended: set[int] = set()
+        begun = False
+        async with aclosing(self.serving.answers(await self._work(), "delta")) as outputs:
+            async for _, output in outputs:
+                if not begun:
+                    begun = True
+                    for data in self._first_events(output):
+                        yield data
+                for part in output.outputs:
+                    if part.index in ended or not (part.token_ids or part.finish_reason):
+                        continue
+                    if part.finish_reason is not None:
+                        ended.add(part.index)
+                    self.tally.take(0, output, len(part.token_ids))
+                    choice = self._chunk_choice(part)
+                    if choice["delta"] or choice["finish_reason"] or choice["logprobs"]:
+                        yield self.chunk(choice)
+        for data in self.usage_chunk():
+            yield data
+        yield DONE
+
+    def _first_events(self, output: RequestOutput) -> list[bytes]:
+        more = {"prompt_token_ids": output.prompt_token_ids} if self.body.return_token_ids else {}
+        self.tally.take(0, output, 0)
+        events = []
+        for part in output.outputs:
+            choice: ChatChunkChoice = {
+                "index": part.index,
+                "delta": {"role": "assistant", "content": ""},
+                "logprobs": None,
+                "finish_reason": None,
+            }
+            events.append(self.chunk(choice, **more))
+        return events
+
+    def _chunk_choice(self, part: CompletionOutput) -> ChatChunkChoice:
+        delta: ChatDelta = {"content": part.text} if part.text else {}
+        choice: ChatChunkChoice = {
+            "index": part.index,
+            "delta": delta,
+            "logprobs": self._logprobs(part),
+            "finish_reason": part.finish_reason,
+        }
+        if part.finish_reason is not None:
+            choice["stop_reason"] = part.stop_reason
+        if self.body.return_token_ids:
+            choice["token_ids"] = part.token_ids
+        return choice
+
+    def _logprobs(self, part: CompletionOutput) -> ChatLogprobs | None:
+        if not self.body.logprobs:
+            return None
+        content = chat_logprobs(
+            part.logprobs or [],
+            part.token_ids,
+            self.body.top_logprobs or 0,
+            self.serving.engine.get_tokenizer(),
+        )
+        return {"content": content, "refusal": None}
+
+
+async def render(
+    serving: Serving,
+    messages: list[Message],
+    *,
+    add_generation_prompt: bool,
+    chat_template_kwargs: dict[str, Any] | None,
+) -> TokensPrompt:
+    """The prompt of a conversation; a long one is made beside the event loop.
+
+    Raises ApiError: there is no chat template, or it refuses these messages.
+    """
+    template = serving.settings.chat_template
+    plain = [message.for_template() for message in messages]
+    tokenizer = serving.engine.get_tokenizer()
+    templates = [template] if template is not None else [*tokenizer.chat_templates.values()]
+    if not any("developer" in one for one in templates):
+        for message in plain:
+            if message["role"] == "developer":  # OpenAI's newer word for the same
+                message["role"] = "system"
+    work = partial(
+        serving.engine.render_chat,
+        plain,
+        add_generation_prompt=add_generation_prompt,
+        chat_template=template,
+        chat_template_kwargs=chat_template_kwargs,
+    )
+    is_long = sum(len(message["content"]) for message in plain) > LONG_TEXT
+    try:
+        return await asyncio.to_thread(work) if is_long else work()
+    except RequestError as error:
+        raise ApiError(400, str(error), param="messages") from error

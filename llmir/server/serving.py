@@ -1,0 +1,179 @@
+"""What the endpoints share: the engine, who may use it now, and a request's way through it.
+
+endpoint ─ prompts, SamplingParams ─► Serving.answers ─ one stream each ─► AsyncLLM
+                                          │
+                                counted, measured, aborted when nobody reads on
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from typing import Literal
+
+from llmir.engine import AsyncLLM, RequestOutput, SamplingParams, TokensPrompt
+from llmir.errors import LlmirError, RequestError
+from llmir.server.errors import ApiError, as_api_error, overloaded, shown
+from llmir.server.merge import merge
+from llmir.server.metrics import Metrics
+from llmir.server.middleware import OpenRequests
+from llmir.server.settings import ServerSettings
+
+LONG_TEXT = 2000
+"""Characters that take about a millisecond to tokenize; more are tokenized on a thread."""
+
+Form = Literal["delta", "final"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """What one HTTP request asks of the engine.
+
+    request_id  what its outputs are called by, in the engine and in the answer
+    prompts     served at the same time; an answer's `index` is a prompt's place here
+    params      of the sampler, the same for all
+    priority    lower ones are served first, where the scheduler looks at it
+    param       the parameter that the prompts came in, for errors about them
+    """
+
+    request_id: str
+    prompts: Sequence[TokensPrompt]
+    params: SamplingParams
+    priority: int = 0
+    param: str = "prompt"
+
+    @property
+    def num_sequences(self) -> int:
+        return len(self.prompts) * self.params.n
+
+
+class Serving:
+    """The engine as the endpoints use it.
+
+    Attributes:
+        num_sequences: outputs that are being computed or wait to be.
+        draining: whether the server is about to end and takes nothing new.
+    """
+
+    def __init__(self, engine: AsyncLLM, settings: ServerSettings) -> None:
+        self.engine = engine
+        self.settings = settings
+        self.metrics = Metrics(engine, settings.model_names[0])
+        self.open_requests = OpenRequests()
+        self.num_sequences = 0
+        self.draining = False
+        self.created = int(time.time())
+        self._numbers = itertools.count()
+
+    @property
+    def model_name(self) -> str:
+        return self.settings.model_names[0]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether requests are taken."""
+        return self.engine.is_running and not self.draining
+
+    def check_model(self, name: str | None) -> None:
+        """Raises ApiError 404 for a model that is not served here; None: the one that is."""
+        if name is not None and name not in self.settings.model_names:
+            raise ApiError(
+                404,
+                f"there is no model {shown(name)} here, but {', '.join(self.settings.model_names)}",
+                param="model",
+                code="model_not_found",
+            )
+
+    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """The tokens of a text.  A long one is tokenized beside the event loop."""
+        tokenizer = self.engine.get_tokenizer()
+        if len(text) <= LONG_TEXT:
+            return tokenizer.encode(text, add_special_tokens)
+        return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
+
+    async def answers(
+        self, work: Work, form: Form
+    ) -> AsyncGenerator[tuple[int, RequestOutput], None]:
+        """(index of the prompt, its output), as they come.
+
+        form: "delta": what is new each time; "final": one output of each prompt, whole.
+
+        The last output of a prompt has `finished` set.  Closing this aborts what is left.
+        Raises ApiError: nothing is served then, or nothing more.
+        """
+        with self._admitted(work):
+            streams = self._start(work, form)
+            watch = self.metrics.watch(work.params, len(streams))
+            try:
+                async with aclosing(merge(streams)) as outputs:
+                    async for index, output in outputs:
+                        watch.take(index, output, streamed=form == "delta")
+                        yield index, output
+            except Exception as error:
+                watch.end("error")
+                raise as_api_error(error) from error
+            finally:
+                watch.end("abort")
+
+    def _start(self, work: Work, form: Form) -> list[AsyncGenerator[RequestOutput, None]]:
+        """A stream for each prompt, all or none; they begin when they are read."""
+        try:
+            return [self._stream(prompt, work, form) for prompt in work.prompts]
+        except LlmirError as error:
+            raise as_api_error(
+                error, {*type(work.params).__dataclass_fields__, "priority"}
+            ) from error
+
+    def _stream(
+        self, prompt: TokensPrompt, work: Work, form: Form
+    ) -> AsyncGenerator[RequestOutput, None]:
+        num_tokens, longest = len(prompt["prompt_token_ids"]), self.engine.max_model_len
+        if num_tokens >= longest:
+            raise ApiError(
+                400,
+                f"{work.param} has {num_tokens} tokens and needs room for one more, but the "
+                f"model's context (max_model_len) is {longest} tokens",
+                param=work.param,
+                code="context_length_exceeded",
+            )
+        try:
+            return self.engine.generate(
+                prompt,
+                work.params,
+                request_id=f"{work.request_id}-{next(self._numbers)}",
+                priority=work.priority,
+                delta=form == "delta",
+                final_only=form == "final",
+            )
+        except RequestError as error:
+            if str(error).startswith(("the prompt ", "a prompt ")):
+                raise ApiError(400, str(error), param=work.param) from error
+            raise
+
+    @contextmanager
+    def _admitted(self, work: Work) -> Iterator[None]:
+        """Counts the sequences of some work while it is being done, if it may be."""
+        if self.engine.errored is not None:
+            raise ApiError(503, "the engine broke: this server must be started again")
+        if not self.is_ready:
+            raise overloaded("the server is shutting down", retry_after_s=5)
+        num_wanted, most = work.num_sequences, self.settings.max_waiting
+        if num_wanted > most:
+            raise ApiError(
+                400,
+                f"the request asks for {num_wanted} outputs; this server takes {most} at a time",
+                param=work.param if len(work.prompts) > 1 else "n",
+            )
+        # Those on their way to the engine count too, which its own numbers do not show yet.
+        num_waiting = max(0, self.num_sequences - self.engine.stats().num_running)
+        if num_waiting + num_wanted > most:
+            raise overloaded(f"{num_waiting} sequences are waiting already; try again later")
+        self.num_sequences += num_wanted
+        try:
+            yield
+        finally:
+            self.num_sequences -= num_wanted
