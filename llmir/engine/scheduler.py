@@ -32,8 +32,11 @@ from llmir.runtime.base import StepLimits
 
 __all__ = ["Chunk", "Schedule", "Scheduler", "SchedulerConfig"]
 
-LEAST_PREFILL = 16
-"""Tokens of prompts that a step may have beside any number of decodes."""
+LEAST_PREFILL = 8
+"""Tokens of prompts that a step may have beside any number of decodes, …"""
+
+PREFILL_PER_PROMPT = 8
+"""… and as many more for each sequence that waits for its first token and has a seat."""
 
 
 @dataclass(slots=True, eq=False)
@@ -273,7 +276,12 @@ class Scheduler:
         num_decodes = sum(seq.num_remaining == 1 for seq in self.running)
         if per_decode is None or num_decodes == 0:
             return self.max_num_batched_tokens
-        return min(LEAST_PREFILL + int(per_decode * num_decodes), self.max_num_batched_tokens)
+        # Who waits for a first token counts too: were it the decodes alone, few of them would
+        # mean short chunks, and these that they stay few.
+        waiting = len(self.preempted) + len(self._waiting)
+        num_prompts = min(waiting + len(self.running), self.max_num_seqs) - num_decodes
+        budget = LEAST_PREFILL + PREFILL_PER_PROMPT * num_prompts + int(per_decode * num_decodes)
+        return min(budget, self.max_num_batched_tokens)
 
     def _take(self, seq: Sequence, length: int, schedule: Schedule) -> None:
         num_drafts = max(0, length - seq.num_remaining)

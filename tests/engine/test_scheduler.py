@@ -36,12 +36,12 @@ def test_prompts_stay_short_while_others_decode():
     assert step(scheduler)[0] == [("alone", 0, 90)]  # nobody waits for a token
     scheduler.add(make_seq(60, "long"))
     scheduler.add(make_seq(50, "next"))
-    # 16 tokens and 3 for the one that decodes
-    assert step(scheduler)[0] == [("alone", 90, 1), ("long", 0, 19)]
-    assert step(scheduler)[0] == [("alone", 91, 1), ("long", 19, 19)]
-    assert step(scheduler)[0] == [("alone", 92, 1), ("long", 38, 19)]
-    # alone again, and its decodes do not count any more
-    assert step(scheduler)[0] == [("long", 57, 3), ("next", 0, 50)]
+    # 8 tokens, 8 for each of the two prompts, and 3 for the one that decodes
+    assert step(scheduler)[0] == [("alone", 90, 1), ("long", 0, 27)]
+    assert step(scheduler)[0] == [("alone", 91, 1), ("long", 27, 27)]
+    assert step(scheduler)[0] == [("alone", 92, 1), ("long", 54, 6), ("next", 0, 21)]
+    # long decodes now, and next is the one prompt
+    assert step(scheduler)[0] == [("long", 60, 1), ("next", 21, 19)]
 
 
 @pytest.mark.parametrize("bad", [-1, float("nan"), "2"])
