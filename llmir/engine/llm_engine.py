@@ -209,8 +209,11 @@ class LLMEngine:
             request.seqs[-1].priority = priority
         self._enqueue(request)
 
-    def add_prompt(self, request_id: str, token_ids: Seq[int], rows: PromptRows) -> None:
-        """Queue a prompt that is only run, for the rows of its logits.  Raises RequestError."""
+    def add_prompt(self, request_id: str, token_ids: Seq[int], rows: PromptRows | None) -> None:
+        """Queue a prompt that is only run, for the rows of its logits or to be in the cache.
+
+        Raises RequestError.
+        """
         self._check_id(request_id)
         self._check_prompt(token_ids)
         self._check_fits(len(token_ids), len(token_ids), "")

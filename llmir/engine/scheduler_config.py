@@ -64,6 +64,32 @@ class SchedulerConfig:
             )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SchedulerStats:
+    """How the scheduler stands between two steps; what counts up does so from its start.
+
+    num_running           sequences that hold pages
+    num_waiting           sequences that hold none: not begun, or preempted
+    kv_cache_usage        of the group of layers with the least left, the part of the pages that
+                          cannot be handed out, 0 … 1; what is cached and idle can
+    prefix_cache_queries  tokens that were looked for in the prefix cache when sequences began
+    prefix_cache_hits     those that were there
+    num_preemptions       times that a sequence lost its pages
+    num_pinned_pages      pages that pins keep, of all groups
+    num_unused_slots      tokens that the pages of running sequences have room for and that are not
+                          computed; fewer than page_size for each, but after a step that failed
+    """
+
+    num_running: int
+    num_waiting: int
+    kv_cache_usage: float
+    prefix_cache_queries: int
+    prefix_cache_hits: int
+    num_preemptions: int
+    num_pinned_pages: int
+    num_unused_slots: int
+
+
 def _check_between(name: str, value: int | None, least: int, most: int | None) -> None:
     if value is None:
         return
