@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from llmir.engine.page_needs import PageNeeds
 from llmir.engine.page_pool import PagePool
 from llmir.engine.page_table import PageTable
 from llmir.engine.pins import Pins
@@ -63,11 +64,13 @@ class BlockManager:
         self.pools = tuple(PagePool(num_pages) for num_pages in limits.num_pages)
         self.tree = PrefixTree(self.pools, self.windows, self.page_size) if prefix_caching else None
         self.table = PageTable(limits)
-        self.pins = Pins(self.tree, *self._spare(limits)) if self.tree is not None else None
+        chunk = max_chunk or limits.max_num_batched_tokens
+        self.needs = PageNeeds(limits, chunk, whole_output=reserve_output)
+        self.pins = None
+        if self.tree is not None:
+            self.pins = Pins(self.tree, self.needs.spare, self.needs.longest)
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
-        self._chunk = max_chunk or limits.max_num_batched_tokens
-        self._reserve_output = reserve_output
         self._groups = range(len(self.pools))
         self._windowed = any(window is not None for window in self.windows)
 
@@ -91,13 +94,7 @@ class BlockManager:
     @property
     def capacity_tokens(self) -> int | None:
         """The longest sequence that fits alone; None: any length, as every group has a window."""
-        longest: int | None = None
-        for group, pool in enumerate(self.pools):
-            window_pages = self._window_pages(group)
-            if window_pages is None or window_pages > pool.capacity:
-                fits = pool.capacity * self.page_size
-                longest = fits if longest is None else min(longest, fits)
-        return longest
+        return self.needs.capacity_tokens
 
     def pages(self, seq: Sequence, group: int) -> list[int]:
         """The pages of `seq`, by column; 0 where the page fell out of the group's window."""
@@ -287,40 +284,10 @@ class BlockManager:
             self.tree.evict(group)
         return self.pools[group].allocate()
 
-    def _window_pages(self, group: int) -> int | None:
-        """Pages that a window can touch, wherever it begins; None for full attention."""
-        window = self.windows[group]
-        if window is None:
-            return None
-        return (window + self.page_size - 2) // self.page_size + 1
-
     def _needed(self, group: int, seq: Sequence) -> int:
-        """Pages that `seq` holds at most while its present tokens are computed, or all that it
-        may ever have."""
-        tokens = seq.num_tokens
-        if self._reserve_output:
-            # The last token is never fed back.
-            tokens = len(seq.prompt_token_ids) + max(0, seq.max_tokens - 1)
-        columns = -(-tokens // self.page_size)
-        window_pages = self._window_pages(group)
-        if window_pages is not None:
-            columns = min(columns, window_pages + -(-self._chunk // self.page_size))
-        # A chunk shrinks to the pages there are, so more than those are never needed.
-        return min(columns, self._capacity(group))
+        return min(self.needs.pages(group, seq), self._capacity(group))
 
     def _capacity(self, group: int) -> int:
         """Pages that are not pinned."""
         pinned = 0 if self.pins is None else self.pins.num_pages[group]
-        return self.pools[group].capacity - pinned
-
-    def _spare(self, limits: StepLimits) -> tuple[list[int], int]:
-        """[group] Pages that the longest sequence leaves, and its tokens."""
-        longest = min(limits.max_model_len, self.capacity_tokens or limits.max_model_len)
-        spare = []
-        for group, pool in enumerate(self.pools):
-            columns = -(-longest // self.page_size)
-            window_pages = self._window_pages(group)
-            if window_pages is not None:
-                columns = min(columns, window_pages)
-            spare.append(pool.capacity - columns)
-        return spare, longest
+        return self.needs.capacity[group] - pinned

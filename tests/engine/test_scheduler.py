@@ -4,6 +4,7 @@ import pytest
 
 from llmir.engine.batch import build_batch
 from llmir.engine.block_manager import BlockManager
+from llmir.engine.page_needs import PageNeeds
 from llmir.engine.prompt_rows import PromptRows
 from llmir.errors import OptionError, UnknownNameError
 
@@ -179,7 +180,7 @@ def test_windows_give_pages_back():
 def test_a_window_never_needs_more_pages_than_it_is_said_to(page_size):
     for window in range(1, 40):
         limits = small_limits(page_size=page_size, num_pages=(64,), group_windows=(window,))
-        said = BlockManager(limits)._window_pages(0)
+        said = PageNeeds(limits, 1, whole_output=False).window_pages(0)
         worst = max(
             c // page_size - max(0, c - window + 1) // page_size + 1 for c in range(10 * window)
         )
