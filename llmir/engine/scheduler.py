@@ -26,11 +26,12 @@ from llmir.engine.block_manager import BlockManager
 from llmir.engine.policies import make_policy
 from llmir.engine.scheduler_config import DEFAULT_LOGIT_ROWS, SchedulerConfig
 from llmir.engine.sequence import Sequence, Status
+from llmir.engine.stats import SchedulerStats
 from llmir.engine.waiting_queue import WaitingQueue
 from llmir.errors import RequestError
 from llmir.runtime.base import StepLimits
 
-__all__ = ["Chunk", "Schedule", "Scheduler", "SchedulerConfig"]
+__all__ = ["Chunk", "Schedule", "Scheduler", "SchedulerConfig", "SchedulerStats"]
 
 LEAST_PREFILL = 8
 """Tokens of prompts that a step may have beside any number of decodes, …"""
@@ -171,6 +172,20 @@ class Scheduler:
             self._waiting.remove(seq)
         seq.status = Status.FINISHED
         self.blocks.free(seq)
+
+    def stats(self) -> SchedulerStats:
+        """How things stand, between two steps."""
+        blocks = self.blocks
+        return SchedulerStats(
+            num_running=len(self.running),
+            num_waiting=len(self.preempted) + len(self._waiting),
+            kv_cache_usage=blocks.usage,
+            prefix_cache_queries=blocks.num_queried_tokens,
+            prefix_cache_hits=blocks.num_hit_tokens,
+            num_preemptions=self.num_preemptions,
+            num_pinned_pages=0 if blocks.pins is None else sum(blocks.pins.num_pages),
+            num_unused_slots=blocks.num_unused_slots(self.running),
+        )
 
     # -- those that run --------------------------------------------------------------------
 

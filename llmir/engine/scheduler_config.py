@@ -1,4 +1,4 @@
-"""What the scheduler is told at its start, and what it tells at each step."""
+"""What the scheduler is told at its start."""
 
 from __future__ import annotations
 
