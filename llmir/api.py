@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,16 @@ from llmir.artifact_writer import locked
 from llmir.compiler.options import CompileOptions, cache_key, make_options, option_names
 from llmir.config import Settings
 from llmir.engine.from_artifact import Opened, open_artifact
+from llmir.engine.ngram import NgramConfig, parse_speculation
 from llmir.engine.scheduler_config import DEFAULT_MAX_OVERTAKES, SchedulerConfig
 from llmir.errors import ArtifactError, OptionError
 from llmir.importers.files import model_files
 from llmir.importers.hub import resolve_model
 from llmir.targets import Target, kind_of_device, resolve
+
+PREFILL_PER_DECODE = 2.0
+"""Of AsyncLLM: a step that decodes for sixteen and takes in 48 tokens of a prompt lasts some two
+and a half times as long as one that only decodes."""
 
 StageHook = Callable[[str], AbstractContextManager[Any]]
 
@@ -139,8 +144,12 @@ class LLM(engine.LLM):
             what the artifact was compiled for.
         enable_prefix_caching: prompts that begin alike share the KV pages of what they share,
             now and later; off, each is computed anew.  Answers are the same.
-        scheduling_policy, max_overtakes, admission: who is served first, and how many at a time;
-            see engine.scheduler_config.SchedulerConfig.  Answers are the same.
+        scheduling_policy, max_overtakes, admission, max_prefill_per_decode: who is served first,
+            and how many at a time; see engine.scheduler_config.SchedulerConfig.  Answers are the
+            same.
+        speculative_config: {"method": "ngram"} and the fields of engine.ngram.NgramConfig: tokens
+            that followed the last ones before are verified several in one step.  Greedy answers
+            are the same; None: no speculation.
         verify_weights: "first", "always" or "never", see artifact.load.
         on_stage: as in `compile`.
         options: for a model: further options of `compile`.
@@ -162,11 +171,13 @@ class LLM(engine.LLM):
         scheduling_policy: str = "fcfs",
         max_overtakes: int = DEFAULT_MAX_OVERTAKES,
         admission: str = "max_utilization",
+        max_prefill_per_decode: float | None = None,
+        speculative_config: Mapping[str, Any] | None = None,
         verify_weights: str = "first",
         on_stage: StageHook = lambda name: nullcontext(),
         **options: Any,
     ) -> None:
-        self.artifact, opened, config = _open(
+        self.artifact, opened, config, speculation = _open(
             model,
             target=target,
             device=device,
@@ -178,6 +189,8 @@ class LLM(engine.LLM):
             scheduling_policy=scheduling_policy,
             max_overtakes=max_overtakes,
             admission=admission,
+            max_prefill_per_decode=max_prefill_per_decode,
+            speculative_config=speculative_config,
             verify_weights=verify_weights,
             on_stage=on_stage,
             **options,
@@ -187,22 +200,26 @@ class LLM(engine.LLM):
             opened.tokenizer,
             generation_config=opened.generation_config,
             config=config,
+            speculation=speculation,
         )
 
 
 class AsyncLLM(engine.AsyncLLM):
     """The same for asyncio: `async for output in AsyncLLM(model).generate(…, request_id="1")`.
 
-    Args and Raises: as `LLM`.
+    Args and Raises: as `LLM`; but max_prefill_per_decode is 2 unless given, for somebody waits for
+    every token.
     """
 
     def __init__(self, model: str | Path | Artifact, **options: Any) -> None:
-        self.artifact, opened, config = _open(model, **options)
+        options.setdefault("max_prefill_per_decode", PREFILL_PER_DECODE)
+        self.artifact, opened, config, speculation = _open(model, **options)
         super().__init__(
             opened.runner,
             opened.tokenizer,
             generation_config=opened.generation_config,
             config=config,
+            speculation=speculation,
         )
 
 
@@ -219,11 +236,14 @@ def _open(
     scheduling_policy: str = "fcfs",
     max_overtakes: int = DEFAULT_MAX_OVERTAKES,
     admission: str = "max_utilization",
+    max_prefill_per_decode: float | None = None,
+    speculative_config: Mapping[str, Any] | None = None,
     verify_weights: str = "first",
     on_stage: StageHook = lambda name: nullcontext(),
     **options: Any,
-) -> tuple[Artifact, Opened, SchedulerConfig]:
+) -> tuple[Artifact, Opened, SchedulerConfig, NgramConfig | None]:
     """What an engine is made of, from the arguments of `LLM`."""
+    speculation = None if speculative_config is None else parse_speculation(speculative_config)
     sizes = {"max_num_seqs": max_num_seqs, "max_num_batched_tokens": max_num_batched_tokens}
     artifact = _artifact_of(model, target, device, verify_weights, on_stage, options, sizes)
     opened = open_artifact(
@@ -239,8 +259,9 @@ def _open(
         scheduling_policy=scheduling_policy,
         max_overtakes=max_overtakes,
         admission=admission,
+        max_prefill_per_decode=max_prefill_per_decode,
     )
-    return artifact, opened, config
+    return artifact, opened, config, speculation
 
 
 def _artifact_of(

@@ -3,6 +3,7 @@
     {"job": "limits", "num_threads": 2}                                → MachineLimits
     {"job": "case", "path": …, "case": {…}, "options": {…}, "repeats": 5}  → Measured
     {"job": "ops", "path": …, "module_file": …, "case": {…}, "options": {…}}  → MeasuredOps
+    {"job": "throughput", "path": …, "workload": {…}, "options": {…}, "config": {…}} → Throughput
 
 A fresh process per job: its peak memory and load time are those of the one row, and BLAS
 can be told its threads before numpy loads.  A result is {"result": {…}}, or {"error":
@@ -81,10 +82,26 @@ def _ops(job: dict[str, Any]) -> Any:
     )
 
 
+def _throughput(job: dict[str, Any]) -> Any:
+    from llmir.bench.measure import RunOptions
+    from llmir.bench.throughput import Workload, measure_throughput
+    from llmir.engine import SchedulerConfig
+
+    return measure_throughput(
+        Path(job["path"]),
+        Workload(**job["workload"]),
+        RunOptions(**job["options"]),
+        SchedulerConfig(**job["config"]),
+    )
+
+
+JOBS = {"limits": _limits, "case": _case, "ops": _ops, "throughput": _throughput}
+
+
 def main() -> None:
     job = json.load(sys.stdin)
     try:
-        result = {"limits": _limits, "case": _case, "ops": _ops}[job["job"]](job)
+        result = JOBS[job["job"]](job)
         answer: dict[str, Any] = {"result": dataclasses.asdict(result)}
     except LlmirError as error:
         answer = {"error": [type(error).__name__, str(error)]}

@@ -73,13 +73,20 @@ def open_model(model: str) -> artifact.Artifact:
         return api.compile(model, on_stage=on_stage)
 
 
-def command_line(ctx: click.Context) -> str:
-    """The command line that gives this measurement again, defaults included."""
+def command_line(ctx: click.Context, *, without: Sequence[str] = ()) -> str:
+    """The command line that gives this measurement again, defaults included.
+
+    without: parameters to leave out besides --json, such as secrets.
+    """
     words = ctx.command_path.split()
     for param in ctx.command.params:
         value = ctx.params[param.name or ""]
-        if value is None or param.name == "json_file":
+        if value is None or param.name in ("json_file", *without):
             continue
-        text = ",".join(map(str, value)) if isinstance(value, list) else str(value)
-        words += [text] if isinstance(param, click.Argument) else [param.opts[0], text]
+        if isinstance(param, click.Option) and isinstance(value, bool):
+            words += param.opts[:1] if value else param.secondary_opts[:1]
+            continue
+        for item in value if isinstance(value, tuple) else (value,):
+            text = ",".join(map(str, item)) if isinstance(item, list) else str(item)
+            words += [text] if isinstance(param, click.Argument) else [param.opts[0], text]
     return shlex.join(words)

@@ -19,6 +19,7 @@ from llmir.engine.core import EngineCore
 from llmir.engine.frontend import Frontend
 from llmir.engine.generation_config import GenerationConfig
 from llmir.engine.llm_engine import make_request
+from llmir.engine.ngram import NgramConfig
 from llmir.engine.output_processor import OutputProcessor
 from llmir.engine.outputs import RequestOutput
 from llmir.engine.prompts import Prompt, parse_prompt
@@ -68,10 +69,15 @@ class AsyncLLM(Frontend):
         *,
         generation_config: GenerationConfig | None = None,
         config: SchedulerConfig | None = None,
+        speculation: NgramConfig | None = None,
     ) -> None:
         super().__init__(tokenizer, generation_config)
         self._core = EngineCore(
-            runner, tokenizer, eos_token_ids=self.eos_token_ids(), config=config
+            runner,
+            tokenizer,
+            eos_token_ids=self.eos_token_ids(),
+            config=config,
+            speculation=speculation,
         )
         self._checks = RequestChecks(runner.limits, self._core.scheduler.blocks, tokenizer)
         self._processor = OutputProcessor(tokenizer)

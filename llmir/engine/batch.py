@@ -22,7 +22,7 @@ def build_batch(chunks: Sequence[Chunk], table: PageTable) -> StepBatch:
     """The StepBatch of `chunks`, whose sequences hold their pages already.
 
     The rows of logits are, chunk by chunk, `chunk.prompt_rows` and then, where
-    `chunk.samples`, the chunk's last token.
+    `chunk.samples`, the chunk's last token, after those before it that have a draft next.
     """
     lengths = np.array([chunk.length for chunk in chunks], np.int32)
     ends = np.array([chunk.end for chunk in chunks], np.int32)
@@ -32,7 +32,7 @@ def build_batch(chunks: Sequence[Chunk], table: PageTable) -> StepBatch:
     positions = np.arange(query_start[-1], dtype=np.int32) + (ends - query_start[1:])[token_seq]
     token_ids: list[int] = []
     for chunk in chunks:
-        token_ids += chunk.seq.tokens(chunk.start, chunk.end)
+        token_ids += chunk.tokens()
 
     seqs = [chunk.seq for chunk in chunks]
     rows = [seq.row for seq in seqs if seq.row is not None]
@@ -52,11 +52,12 @@ def build_batch(chunks: Sequence[Chunk], table: PageTable) -> StepBatch:
 
 
 def _logit_rows(chunks: Sequence[Chunk], query_start: I32) -> I32:
-    if all(chunk.seq.prompt_rows is None for chunk in chunks):
+    if all(chunk.seq.prompt_rows is None and not chunk.drafts for chunk in chunks):
         return query_start[1:][[chunk.samples for chunk in chunks]] - np.int32(1)
     rows: list[int] = []
     for first, chunk in zip(query_start.tolist(), chunks, strict=False):
         rows += [first + position - chunk.start for position in chunk.prompt_rows]
         if chunk.samples:
-            rows.append(first + chunk.length - 1)
+            end = first + chunk.length
+            rows += range(end - 1 - len(chunk.drafts), end)
     return np.array(rows, np.int32)

@@ -277,7 +277,7 @@ class BlockManager:
     def _needed(self, group: int, seq: Sequence) -> int:
         """Pages that `seq` holds at most while its present tokens are computed, or all that it
         may ever have."""
-        tokens = seq.num_tokens
+        tokens = seq.num_tokens + len(seq.drafts)
         if self._reserve_output:
             # The last token is never fed back.
             tokens = len(seq.prompt_token_ids) + max(0, seq.max_tokens - 1)

@@ -1,6 +1,6 @@
 """The step loop on token ids alone: no text, no queues of readers.
 
-schedule() → build_batch() → runner.step() → sample() → update
+schedule() → build_batch() → run_step() → choose → update
 
 Whoever drives it (`LLMEngine` in one thread, `AsyncLLM` with a thread for the steps) makes
 text of what comes out, with an `OutputProcessor`.
@@ -15,15 +15,18 @@ from dataclasses import asdict
 import numpy as np
 
 from llmir.engine.batch import build_batch
+from llmir.engine.choices import Choices, run_step
+from llmir.engine.ngram import NgramConfig, NgramProposer
 from llmir.engine.outputs import TokenLogprobs
 from llmir.engine.prompt_rows import token_logprobs
 from llmir.engine.request import Request, SequenceUpdate, StepResult
-from llmir.engine.sampler import SampleState, check_choices, sample, sample_top
+from llmir.engine.sampler import SampleState
 from llmir.engine.scheduler import Chunk, Scheduler, SchedulerConfig
 from llmir.engine.sequence import Sequence
 from llmir.engine.stats import EngineStats, StepSeconds
 from llmir.engine.tokenizer import Tokenizer
-from llmir.runtime.base import F32, StepBatch, StepRunner
+from llmir.errors import DeviceError
+from llmir.runtime.base import StepRunner
 
 
 class EngineCore:
@@ -34,6 +37,8 @@ class EngineCore:
         tokenizer: for the tokens in logprobs; None: they have no text.
         eos_token_ids: ids that end an answer, besides those of `stop_token_ids`.
         config: what a step may hold; within the runner's limits.
+        speculation: how tokens are proposed, which are then verified several in one step; None:
+            not at all.
 
     Attributes:
         in_step: the requests of the last step that was begun.
@@ -46,6 +51,7 @@ class EngineCore:
         *,
         eos_token_ids: Seq[int] = (),
         config: SchedulerConfig | None = None,
+        speculation: NgramConfig | None = None,
     ) -> None:
         self.runner = runner
         self.limits = runner.limits
@@ -60,6 +66,11 @@ class EngineCore:
         self._num_batched_tokens = 0
         self._prompt_tokens = 0
         self._generation_tokens = 0
+        self._speculation = speculation
+        self._proposers: dict[Sequence, NgramProposer] = {}
+        self._num_drafts = 0
+        self._num_draft_tokens = 0
+        self._num_accepted_tokens = 0
 
     # -- the step ------------------------------------------------------------------------
 
@@ -79,13 +90,14 @@ class EngineCore:
         scheduled = time.perf_counter()
         batch = build_batch(schedule.chunks, self.scheduler.blocks.table)
         built = time.perf_counter()
-        sampling = [chunk.seq for chunk in schedule.chunks if chunk.samples]
-        tokens, rows, ran = self._run(schedule.chunks, batch, sampling)
+        choices = run_step(self.runner, schedule.chunks, batch)
+        ran = time.perf_counter()
+        tokens = self._choose(schedule.chunks, choices)
         sampled = time.perf_counter()
         result = StepResult(
             time=time.monotonic(),
             begun=self._begin(schedule.chunks),
-            updates=self._update(schedule.chunks, sampling, tokens, rows),
+            updates=self._update(schedule.chunks, tokens, choices),
             request_ids=self.in_step,
             preempted=preempted,
         )
@@ -99,29 +111,16 @@ class EngineCore:
         seconds.update += time.perf_counter() - sampled
         return result
 
-    def _run(
-        self, chunks: Seq[Chunk], batch: StepBatch, sampling: Seq[Sequence]
-    ) -> tuple[list[int], Seq[F32 | None], float]:
-        """The sampled tokens, the rows of logits they come from (None: nobody wants them), and
-        when the runner was done.
-
-        Whole rows of logits leave the device only where somebody wants them.
-        """
-        states = [seq.sampling for seq in sampling]
-        none = [None] * len(states)
-        if all(chunk.seq.prompt_rows is None for chunk in chunks):
-            if all(state.is_argmax for state in states):
-                chosen = self.runner.step_greedy(batch)
-                ran = time.perf_counter()
-                return check_choices(chosen.tolist()), none, ran
-            if all(state.fits(self.runner.top_k, self.limits.vocab_size) for state in states):
-                top = self.runner.step_topk(batch)
-                ran = time.perf_counter()
-                return sample_top(top, states), none, ran
-        logits_LV = self.runner.step(batch)
-        ran = time.perf_counter()
-        sampled_LV = _split_rows(chunks, logits_LV)
-        return sample(sampled_LV, states), list(sampled_LV), ran
+    @staticmethod
+    def _choose(chunks: Seq[Chunk], choices: Choices) -> list[int]:
+        """The next token of each chunk that samples; of one with drafts, the first of several."""
+        rows: list[int] = []
+        row = 0
+        sampling = [chunk for chunk in chunks if chunk.samples]
+        for chunk in sampling:
+            rows.append(row)
+            row += 1 + len(chunk.drafts)
+        return choices.choose(rows, [chunk.seq.sampling for chunk in sampling]) if rows else []
 
     def _begin(self, chunks: Seq[Chunk]) -> dict[str, int]:
         """Cached tokens of the requests that are in a step for the first time."""
@@ -135,29 +134,79 @@ class EngineCore:
         return begun
 
     def _update(
-        self,
-        chunks: Seq[Chunk],
-        sampling: Seq[Sequence],
-        tokens: Seq[int],
-        rows: Seq[F32 | None],
+        self, chunks: Seq[Chunk], tokens: Seq[int], choices: Choices
     ) -> list[SequenceUpdate]:
-        """Advance, append tokens, finish what has ended."""
+        """Append tokens, advance, finish what has ended."""
         updates: list[SequenceUpdate] = []
+        firsts = iter(tokens)
+        row = 0
         for chunk in chunks:
-            self.scheduler.advance(chunk)
-            if chunk.seq.max_tokens == 0 and chunk.seq.num_remaining == 0:
-                chunk.seq.finish_reason = "length"
-                updates.append(self._update_of(chunk.seq, [], None))
-        for seq, token, row_V in zip(sampling, tokens, rows, strict=True):
-            num_top = seq.sampling.params.logprobs
-            logprobs = None
-            if num_top is not None:
-                assert row_V is not None, "who wants logprobs gets logits"
-                logprobs = [token_logprobs(row_V, token, num_top, self.tokenizer)]
-            seq.append(token)
-            updates.append(self._update_of(seq, [token], logprobs))
-        self._generation_tokens += len(tokens)
+            seq = chunk.seq
+            if chunk.samples:
+                new = self._append(chunk, next(firsts), row, choices)
+                logprobs = self._logprobs(seq, new, row, choices)
+                row += 1 + len(chunk.drafts)
+                self.scheduler.advance(chunk)
+                updates.append(self._update_of(seq, new, logprobs))
+                self._generation_tokens += len(new)
+            else:
+                self.scheduler.advance(chunk)
+                if seq.max_tokens == 0 and seq.num_remaining == 0:
+                    seq.finish_reason = "length"
+                    updates.append(self._update_of(seq, [], None))
         return updates
+
+    def _append(self, chunk: Chunk, token: int, row: int, choices: Choices) -> list[int]:
+        """Add the chosen token, and those after it as long as the drafts are what is chosen.
+
+        Each is chosen as it would be without drafts, after all that came before it, so that
+        they change nothing but the number of steps (Leviathan et al., 2023, for drafts that
+        are certain of themselves).
+        """
+        seq, drafts = chunk.seq, chunk.drafts
+        seq.append(token)
+        new = [token]
+        while len(new) <= len(drafts) and token == drafts[len(new) - 1]:
+            if seq.finish_reason is not None:
+                break
+            try:
+                (token,) = choices.choose([row + len(new)], [seq.sampling])
+            except DeviceError:
+                break  # what was chosen so far stands; the next step says it of this row
+            seq.append(token)
+            new.append(token)
+        if drafts:
+            num_accepted = len(new) - 1
+            chunk.refuse(len(drafts) - num_accepted)
+            self._num_drafts += 1
+            self._num_draft_tokens += len(drafts)
+            self._num_accepted_tokens += num_accepted
+        self._speculate(seq, len(drafts), new)
+        return new
+
+    def _speculate(self, seq: Sequence, num_drafted: int, new: list[int]) -> None:
+        """Propose what comes next in `seq`."""
+        proposer = self._proposers.get(seq)
+        if proposer is None:
+            return
+        if num_drafted:
+            proposer.learn(num_drafted, len(new) - 1)
+        proposer.extend(new)
+        # The last token of an output is never fed back.
+        seq.drafts = proposer.propose(seq.max_tokens - len(seq.output_token_ids) - 1)
+
+    def _logprobs(
+        self, seq: Sequence, new: Seq[int], row: int, choices: Choices
+    ) -> list[TokenLogprobs] | None:
+        num_top = seq.sampling.params.logprobs
+        if num_top is None:
+            return None
+        found = []
+        for place, token in enumerate(new):
+            row_V = choices.logits(row + place)
+            assert row_V is not None, "who wants logprobs gets logits"
+            found.append(token_logprobs(row_V, token, num_top, self.tokenizer))
+        return found
 
     def _update_of(
         self, seq: Sequence, token_ids: list[int], logprobs: list[TokenLogprobs] | None
@@ -188,6 +237,9 @@ class EngineCore:
         self._seqs[request.request_id] = seqs
         for seq in seqs:
             self.scheduler.add(seq)
+            if self._speculation is not None and request.max_tokens > 0:
+                self._proposers[seq] = NgramProposer(self._speculation)
+                self._proposers[seq].extend(request.prompt_token_ids)
 
     def abort(self, request_id: str) -> bool:
         """End a request and free what it holds, at once; False: there is no such request."""
@@ -211,6 +263,7 @@ class EngineCore:
 
     def _finish(self, seq: Sequence) -> None:
         self.scheduler.finish(seq)
+        self._proposers.pop(seq, None)
         if all(other.finished for other in self._seqs[seq.request_id]):
             del self._seqs[seq.request_id]
             self._begun.discard(seq.request_id)
@@ -260,22 +313,8 @@ class EngineCore:
             num_batched_tokens=self._num_batched_tokens,
             prompt_tokens=self._prompt_tokens,
             generation_tokens=self._generation_tokens,
+            num_drafts=self._num_drafts,
+            num_draft_tokens=self._num_draft_tokens,
+            num_accepted_tokens=self._num_accepted_tokens,
             seconds=StepSeconds(**asdict(self._seconds)),
         )
-
-
-def _split_rows(chunks: Seq[Chunk], logits_LV: F32) -> F32:
-    """Give prompt rows to who wants them; returns the rows that are sampled from."""
-    if all(chunk.seq.prompt_rows is None for chunk in chunks):
-        return logits_LV
-    rows: list[int] = []
-    taken = 0
-    for chunk in chunks:
-        wanted = len(chunk.prompt_rows)
-        if chunk.seq.prompt_rows is not None:
-            chunk.seq.prompt_rows.take(logits_LV[taken : taken + wanted])
-        taken += wanted
-        if chunk.samples:
-            rows.append(taken)
-            taken += 1
-    return logits_LV[rows]

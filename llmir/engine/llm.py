@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from llmir.engine.frontend import Frontend, Messages
 from llmir.engine.generation_config import GenerationConfig
 from llmir.engine.llm_engine import LLMEngine
+from llmir.engine.ngram import NgramConfig
 from llmir.engine.outputs import RequestOutput
 from llmir.engine.progress import progress_bar
 from llmir.engine.prompt_rows import LogitRows, PromptRows, ScoreRows
@@ -33,6 +34,7 @@ class LLM(Frontend):
             and the outputs have no text.
         generation_config: EOS ids and default sampling; None: the tokenizer's EOS alone.
         config: what a step may hold; within the runner's limits.
+        speculation: how tokens are proposed, to be verified several in one step; None: not at all.
     """
 
     def __init__(
@@ -42,10 +44,15 @@ class LLM(Frontend):
         *,
         generation_config: GenerationConfig | None = None,
         config: SchedulerConfig | None = None,
+        speculation: NgramConfig | None = None,
     ) -> None:
         super().__init__(tokenizer, generation_config)
         self.engine = LLMEngine(
-            runner, tokenizer, eos_token_ids=self.eos_token_ids(), config=config
+            runner,
+            tokenizer,
+            eos_token_ids=self.eos_token_ids(),
+            config=config,
+            speculation=speculation,
         )
         self._request_ids = itertools.count()
         # A step serves everyone; the latest output of each request waits here until asked for.

@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 
 from llmir.engine.core import EngineCore
+from llmir.engine.ngram import NgramConfig
 from llmir.engine.output_processor import OutputProcessor
 from llmir.engine.outputs import RequestOutput
 from llmir.engine.prompt_rows import LogprobRows, PromptRows
@@ -30,6 +31,7 @@ class LLMEngine:
         tokenizer: for text, stop strings and the tokens in logprobs; None: token ids alone.
         eos_token_ids: ids that end an answer, besides those of `stop_token_ids`.
         config: what a step may hold; within the runner's limits.
+        speculation: how tokens are proposed, to be verified several in one step; None: not at all.
     """
 
     def __init__(
@@ -39,8 +41,11 @@ class LLMEngine:
         *,
         eos_token_ids: Sequence[int] = (),
         config: SchedulerConfig | None = None,
+        speculation: NgramConfig | None = None,
     ) -> None:
-        self.core = EngineCore(runner, tokenizer, eos_token_ids=eos_token_ids, config=config)
+        self.core = EngineCore(
+            runner, tokenizer, eos_token_ids=eos_token_ids, config=config, speculation=speculation
+        )
         self.limits = runner.limits
         self.tokenizer = tokenizer
         self._checks = RequestChecks(self.limits, self.scheduler.blocks, tokenizer)

@@ -9,10 +9,11 @@ their prompt or themselves: code that is edited, extraction, summaries.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
-from llmir.errors import OptionError
+from llmir.errors import OptionError, UnknownNameError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +43,24 @@ class NgramConfig:
             )
 
 
+def parse_speculation(given: Mapping[str, Any]) -> NgramConfig:
+    """vLLM's `speculative_config`: {"method": "ngram", "num_speculative_tokens": 4, …}.
+
+    Raises OptionError: another method, an unknown name, or as NgramConfig.
+    """
+    if not isinstance(given, Mapping):
+        raise OptionError(f"speculative_config must be a mapping, not {type(given).__name__}")
+    options = dict(given)
+    method = options.pop("method", None)
+    if method != "ngram":
+        raise OptionError(f"speculative_config: the method must be 'ngram', not {method!r}")
+    known = [field.name for field in fields(NgramConfig)]
+    for name in options:
+        if name not in known:
+            raise UnknownNameError("name in speculative_config", name, ["method", *known])
+    return NgramConfig(**options)
+
+
 class NgramProposer:
     """Drafts of one sequence; remembers where each n-gram stood last.
 
@@ -51,30 +70,31 @@ class NgramProposer:
 
     def __init__(self, config: NgramConfig) -> None:
         self._config = config
+        self._sizes = range(config.prompt_lookup_max, config.prompt_lookup_min - 1, -1)
         self._num_tokens = config.num_speculative_tokens
+        self._tokens: list[int] = []
         # [n-gram] where the token after it stands
         self._after: dict[tuple[int, ...], int] = {}
-        self._num_indexed = 0
 
-    def propose(self, tokens: Sequence[int], limit: int) -> list[int]:
-        """Up to `limit` tokens that may come after `tokens`; none if the end is new.
+    def extend(self, token_ids: Sequence[int]) -> None:
+        """Add the sequence's next tokens."""
+        for token_id in token_ids:
+            # The n-grams that end here have something after them now.
+            end = len(self._tokens)
+            for size in self._sizes:
+                if 0 < size <= end:
+                    self._after[tuple(self._tokens[end - size :])] = end
+            self._tokens.append(token_id)
 
-        tokens: those of the last call, and more.
-        """
-        sizes = range(self._config.prompt_lookup_max, self._config.prompt_lookup_min - 1, -1)
+    def propose(self, limit: int) -> list[int]:
+        """Up to `limit` tokens that may come next; none if the end is new."""
         count = min(limit, self._num_tokens)
-        # The n-grams before the last token; those at the end are looked for, not found.
-        for end in range(max(1, self._num_indexed), len(tokens)):
-            for size in sizes:
-                if size <= end:
-                    self._after[tuple(tokens[end - size : end])] = end
-        self._num_indexed = len(tokens)
         if count < 1:
             return []
-        for size in sizes:
-            start = self._after.get(tuple(tokens[-size:])) if size <= len(tokens) else None
-            if start is not None:
-                return self._copy(tokens, start, count)
+        for size in self._sizes:
+            start = self._after.get(tuple(self._tokens[-size:]))
+            if start is not None and size <= len(self._tokens):
+                return self._copy(start, count)
         return []
 
     def learn(self, num_drafted: int, num_accepted: int) -> None:
@@ -84,11 +104,10 @@ class NgramProposer:
         else:
             self._num_tokens = max(1, num_accepted)
 
-    @staticmethod
-    def _copy(tokens: Sequence[int], start: int, count: int) -> list[int]:
+    def _copy(self, start: int, count: int) -> list[int]:
         """`count` tokens from `start` on; past the end they go on with the draft itself."""
-        draft = list(tokens[start : start + count])
-        period = len(tokens) - start
+        draft = self._tokens[start : start + count]
+        period = len(self._tokens) - start
         while len(draft) < count:
             draft.append(draft[len(draft) - period])
         return draft

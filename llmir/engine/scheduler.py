@@ -5,7 +5,8 @@
                            └────────── resumed ────────┘
 
 Everyone who runs gets a token in every step, under a budget of tokens per step, and what is left
-of it goes to chunks of prompts.  When pages run out the last in rank of those that run gives all
+of it goes to chunks of prompts; where max_prefill_per_decode is set, these stay short as long as
+others wait for their next token.  When pages run out the last in rank of those that run gives all
 of its up and is computed again later: the first in rank can always go on, so that everything
 ends.  Who was preempted is resumed before anybody new is begun.
 
@@ -31,23 +32,38 @@ from llmir.runtime.base import StepLimits
 
 __all__ = ["Chunk", "Schedule", "Scheduler", "SchedulerConfig"]
 
+LEAST_PREFILL = 16
+"""Tokens of prompts that a step may have beside any number of decodes."""
+
 
 @dataclass(slots=True, eq=False)
 class Chunk:
     """Tokens start … end - 1 of a sequence, computed in one step.
 
-    samples: whether the next token is chosen after this chunk.
+    drafts:  the last of them, if they are not the sequence's yet but proposed
+    samples: whether the next token is chosen after this chunk; with drafts, whether one is
+             chosen after each of these too.
     """
 
     seq: Sequence
     start: int
     length: int
+    drafts: list[int] = field(default_factory=list)
     end: int = field(init=False)
     samples: bool = field(init=False)
 
     def __post_init__(self) -> None:
         self.end = self.start + self.length
-        self.samples = self.end == self.seq.num_tokens and self.seq.max_tokens > 0
+        end = self.end - len(self.drafts)
+        self.samples = end == self.seq.num_tokens and self.seq.max_tokens > 0
+
+    def tokens(self) -> list[int]:
+        """What is computed."""
+        return self.seq.tokens(self.start, self.end - len(self.drafts)) + self.drafts
+
+    def refuse(self, count: int) -> None:
+        """Note that the last drafts were not what was chosen: they are not computed then."""
+        self.end -= count
 
     @property
     def prompt_rows(self) -> range:
@@ -61,10 +77,12 @@ class Schedule:
     """What one step computes, and who lost its pages for it.
 
     num_tokens, num_rows: what is left of the step's budgets.
+    num_prefill_tokens:   how many of those tokens may still be of prompts.
     """
 
     num_tokens: int
     num_rows: int
+    num_prefill_tokens: int
     chunks: list[Chunk] = field(default_factory=list)
     preempted: list[Sequence] = field(default_factory=list)
 
@@ -126,7 +144,9 @@ class Scheduler:
 
     def schedule(self) -> Schedule:
         """Choose the next step's chunks and give them their pages."""
-        schedule = Schedule(self.max_num_batched_tokens, self.max_logit_rows)
+        schedule = Schedule(
+            self.max_num_batched_tokens, self.max_logit_rows, self._prefill_budget()
+        )
         self._continue(schedule)
         if self.preempted or self._waiting:
             self._admit(schedule)
@@ -158,7 +178,7 @@ class Scheduler:
         while index < len(running):
             seq = running[index]
             later = len(running) - index - 1  # for each of whom a token and a row is kept
-            length = self._chunk_length(seq, schedule.num_tokens - later, schedule.num_rows - later)
+            length = self._chunk_length(seq, schedule, later)
             if seq.num_computed_tokens + length > seq.num_columns * page_size:
                 length = self._find_pages(seq, length, schedule)
                 if length == 0:
@@ -216,7 +236,7 @@ class Scheduler:
             if not self.blocks.admit(seq, known, room):
                 break
             self._begin(seq)
-            length = self._chunk_length(seq, schedule.num_tokens, schedule.num_rows)
+            length = self._chunk_length(seq, schedule, 0)
             self._take(seq, self.blocks.max_chunk(seq, length), schedule)
             if self._is_full(schedule):
                 break
@@ -236,6 +256,7 @@ class Scheduler:
             len(self.running) == self.max_num_seqs
             or schedule.num_tokens == 0
             or schedule.num_rows == 0
+            or schedule.num_prefill_tokens == 0
         )
 
     def _candidates(self) -> Iterator[Sequence]:
@@ -246,21 +267,35 @@ class Scheduler:
 
     # -- chunks ----------------------------------------------------------------------------
 
+    def _prefill_budget(self) -> int:
+        """Tokens of prompts that the next step may have."""
+        per_decode = self.config.max_prefill_per_decode
+        num_decodes = sum(seq.num_remaining == 1 for seq in self.running)
+        if per_decode is None or num_decodes == 0:
+            return self.max_num_batched_tokens
+        return min(LEAST_PREFILL + int(per_decode * num_decodes), self.max_num_batched_tokens)
+
     def _take(self, seq: Sequence, length: int, schedule: Schedule) -> None:
-        chunk = Chunk(seq, seq.num_computed_tokens, length)
+        num_drafts = max(0, length - seq.num_remaining)
+        chunk = Chunk(seq, seq.num_computed_tokens, length, seq.drafts[:num_drafts])
         self.blocks.allocate(seq, chunk.end)
         schedule.chunks.append(chunk)
         schedule.num_tokens -= length
-        schedule.num_rows -= chunk.samples
+        schedule.num_rows -= chunk.samples * (1 + num_drafts)
+        if seq.num_remaining > 1:
+            schedule.num_prefill_tokens -= min(length, schedule.num_prefill_tokens)
         if seq.prompt_rows is not None:
             schedule.num_rows -= len(chunk.prompt_rows)
 
-    def _chunk_length(self, seq: Sequence, tokens: int, rows: int) -> int:
-        """Tokens of `seq` that fit these budgets; pages are another matter."""
+    def _chunk_length(self, seq: Sequence, schedule: Schedule, later: int) -> int:
+        """Tokens of `seq` that fit what is left of the budgets, of which a token and a row are
+        kept for each of `later` others; pages are another matter."""
+        tokens, rows = schedule.num_tokens - later, schedule.num_rows - later
         length = seq.num_remaining
         if length == 1:
-            return 1
-        length = min(length, tokens, self.max_prefill_chunk)
+            return 1 + self._num_drafts(seq, min(tokens, rows) - 1)
+        # Everyone who runs gets on, if by a token.
+        length = min(length, tokens, self.max_prefill_chunk, max(1, schedule.num_prefill_tokens))
         if seq.prompt_rows is not None:
             length = min(length, rows)  # a token wants one row at most
         start = seq.num_computed_tokens
@@ -268,3 +303,13 @@ class Scheduler:
             if start < split < start + length:
                 length = split - start
         return length
+
+    def _num_drafts(self, seq: Sequence, limit: int) -> int:
+        """How many of its drafts are verified, which nobody shall lose a page for."""
+        if not seq.drafts:
+            return 0
+        count = min(len(seq.drafts), limit, self.max_prefill_chunk - 1)
+        if min(self.blocks.num_free) <= len(self.running):
+            room = seq.num_columns * self.blocks.page_size - seq.num_computed_tokens - 1
+            count = min(count, room)
+        return max(0, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from llmir.errors import OptionError, UnknownNameError
@@ -23,6 +24,10 @@ class SchedulerConfig:
     max_num_seqs            sequences that run at a time
     max_logit_rows          rows of logits in a step, of which scoring wants one per token
     max_prefill_chunk       tokens of one sequence in a step
+    max_prefill_per_decode  in a step in which others decode, tokens of prompts for each of them,
+                            and LEAST_PREFILL more: the time between two tokens of an answer
+                            stays short while long prompts arrive, and these take longer; None:
+                            no such bound, which is best for throughput alone
     prefill_splits          positions that no chunk crosses; with it a test can split a
                             prompt anywhere
     enable_prefix_caching   sequences that begin alike share the KV pages of what they share
@@ -39,6 +44,7 @@ class SchedulerConfig:
     max_num_seqs: int | None = None
     max_logit_rows: int | None = None
     max_prefill_chunk: int | None = None
+    max_prefill_per_decode: float | None = None
     prefill_splits: tuple[int, ...] = ()
     enable_prefix_caching: bool = True
     scheduling_policy: str = "fcfs"
@@ -53,6 +59,13 @@ class SchedulerConfig:
         _check_between(
             "max_prefill_chunk", self.max_prefill_chunk, 1, self.max_num_batched_tokens or tokens
         )
+        per_decode = self.max_prefill_per_decode
+        if per_decode is not None and not (
+            isinstance(per_decode, int | float) and math.isfinite(per_decode) and per_decode >= 0
+        ):
+            raise OptionError(
+                f"max_prefill_per_decode must be a number, at least 0, or None, not {per_decode!r}"
+            )
         _check_between("max_logit_rows", self.max_logit_rows, 1, None)
         _check_between("max_overtakes", self.max_overtakes, 0, None)
         if self.admission not in ADMISSIONS:

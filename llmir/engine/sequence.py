@@ -39,6 +39,7 @@ class Sequence:
     arrival               its number among all that were queued
     num_overtaken         how often one that came later went before it; see WaitingQueue
     prompt_rows           takes logits of the prompt's positions; None: not wanted
+    drafts                tokens proposed to come next; the next step verifies some or all
     row                   its row of the page table; None: it holds no pages
     num_columns           pages from the first position to the last
     first_page            [group] columns before this one fell out of the group's sliding window
@@ -58,6 +59,7 @@ class Sequence:
     prompt_rows: PromptRows | None = None
     status: Status = Status.WAITING
     num_computed_tokens: int = 0
+    drafts: list[int] = field(default_factory=list)
     row: int | None = None
     num_columns: int = 0
     first_page: list[int] = field(default_factory=list)

@@ -35,6 +35,9 @@ class EngineStats:
     num_steps, num_batched_tokens   steps run, and tokens in them
     prompt_tokens              of the requests whose prompts were computed, cached ones included
     generation_tokens          tokens sampled
+    num_drafts, num_draft_tokens, num_accepted_tokens
+                               speculation: drafts verified, tokens in them, and those of them
+                               that were what was chosen
     seconds                    where the time of the steps went
     """
 
@@ -48,4 +51,7 @@ class EngineStats:
     num_batched_tokens: int
     prompt_tokens: int
     generation_tokens: int
+    num_drafts: int
+    num_draft_tokens: int
+    num_accepted_tokens: int
     seconds: StepSeconds = field(default_factory=StepSeconds)

@@ -39,26 +39,28 @@ def test_drafts_are_what_followed_last_time(tokens, first, limit, longest, short
     )
     proposer = NgramProposer(config)
     # However the sequence grew, one token at a time or several, the draft is the same.
-    for end in range(min(first, len(tokens)), len(tokens), 3):
-        proposer.propose(tokens[:end], 1)
-    assert proposer.propose(tokens, limit) == expected(tokens, config, limit)
+    proposer.extend(tokens[:first])
+    proposer.propose(1)
+    proposer.extend(tokens[first:])
+    assert proposer.propose(limit) == expected(tokens, config, limit)
 
 
 def test_a_loop_is_drafted_round_and_round():
     proposer = NgramProposer(NgramConfig(num_speculative_tokens=7))
-    assert proposer.propose([9, 1, 2, 3, 1, 2, 3], 7) == [1, 2, 3, 1, 2, 3, 1]
+    proposer.extend([9, 1, 2, 3, 1, 2, 3])
+    assert proposer.propose(7) == [1, 2, 3, 1, 2, 3, 1]
 
 
 def test_a_refused_draft_makes_the_next_one_short():
     proposer = NgramProposer(NgramConfig(num_speculative_tokens=4))
-    tokens = [1, 2, 3, 4, 5, 6, 1, 2]
-    assert len(proposer.propose(tokens, 9)) == 4
+    proposer.extend([1, 2, 3, 4, 5, 6, 1, 2])
+    assert len(proposer.propose(9)) == 4
     proposer.learn(4, 0)
-    assert proposer.propose(tokens, 9) == [3]
+    assert proposer.propose(9) == [3]
     proposer.learn(1, 1)
-    assert len(proposer.propose(tokens, 9)) == 4
+    assert len(proposer.propose(9)) == 4
     proposer.learn(4, 2)
-    assert len(proposer.propose(tokens, 9)) == 2
+    assert len(proposer.propose(9)) == 2
 
 
 @pytest.mark.parametrize(

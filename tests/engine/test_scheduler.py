@@ -29,6 +29,27 @@ def test_an_older_prompt_leaves_a_token_for_each_younger_decode():
     assert step(scheduler)[0] == [("long", 6, 7), ("short", 2, 1)]
 
 
+def test_prompts_stay_short_while_others_decode():
+    limits = small_limits(max_num_batched_tokens=100, num_pages=(200,))
+    scheduler = make_scheduler(limits, max_prefill_per_decode=3)
+    scheduler.add(make_seq(90, "alone", 4))
+    assert step(scheduler)[0] == [("alone", 0, 90)]  # nobody waits for a token
+    scheduler.add(make_seq(60, "long"))
+    scheduler.add(make_seq(50, "next"))
+    # 16 tokens and 3 for the one that decodes
+    assert step(scheduler)[0] == [("alone", 90, 1), ("long", 0, 19)]
+    assert step(scheduler)[0] == [("alone", 91, 1), ("long", 19, 19)]
+    assert step(scheduler)[0] == [("alone", 92, 1), ("long", 38, 19)]
+    # alone again, and its decodes do not count any more
+    assert step(scheduler)[0] == [("long", 57, 3), ("next", 0, 50)]
+
+
+@pytest.mark.parametrize("bad", [-1, float("nan"), "2"])
+def test_max_prefill_per_decode_is_a_number(bad):
+    with pytest.raises(OptionError, match="max_prefill_per_decode must be a number, at least 0"):
+        make_scheduler(max_prefill_per_decode=bad)
+
+
 def test_max_num_seqs():
     scheduler = make_scheduler(max_num_seqs=2)
     for name in "abc":
