@@ -1,7 +1,7 @@
 # One word each; every target works on a bare Debian machine: tools/setup.sh installs what it
 # needs, once, into .venv.  To have a smaller torch than the default, set PIP_EXTRA_INDEX_URL
 # to an index with one.
-.PHONY: help run plugins test test-targets lint bench clean
+.PHONY: help run plugins test test-targets test-serving lint bench clean
 .DEFAULT_GOAL := help
 .SUFFIXES:
 
@@ -17,8 +17,9 @@ export LLMIR_CACHE := $(CURDIR)/.cache/llmir
 help:
 	@echo 'make run           fetch the demo model, compile it, ask it: $(QUESTION)'
 	@echo 'make plugins       compile the C kernels again, those that changed'
-	@echo 'make test          all tests but the slow compiles'
+	@echo 'make test          all tests but those of the next two'
 	@echo 'make test-targets  the slow compiles, for every target'
+	@echo 'make test-serving  servers under load and long random runs'
 	@echo 'make lint          ruff and mypy'
 	@echo 'make bench         how fast the demo model is on this machine'
 	@echo 'make clean         remove all that these targets made'
@@ -41,13 +42,20 @@ test:
 	@$(bin)/python plugins/build.py
 	@$(bin)/python tools/fetch_demo.py >/dev/null
 	@$(bin)/llmir compile $(demo)
-	$(bin)/pytest -m 'not targets' -n $(JOBS) --dist worksteal
+	$(bin)/pytest -m 'not targets and not serving' -n $(JOBS) --dist worksteal
 
 test-targets:
 	@tools/setup.sh dev vulkan qemu
 	@$(bin)/python plugins/build.py
 	@$(bin)/python tools/fetch_demo.py >/dev/null
 	$(bin)/pytest -m targets -n $(JOBS) --dist worksteal
+
+test-serving:
+	@tools/setup.sh dev
+	@$(bin)/python plugins/build.py
+	@$(bin)/python tools/fetch_demo.py >/dev/null
+	@$(bin)/llmir compile $(demo)
+	$(bin)/pytest -m serving -n $(JOBS) --dist worksteal
 
 lint:
 	@tools/setup.sh dev
