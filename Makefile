@@ -17,7 +17,7 @@ export LLMIR_CACHE := $(CURDIR)/.cache/llmir
 help:
 	@echo 'make run           fetch the demo model, compile it, ask it: $(QUESTION)'
 	@echo 'make plugins       compile the C kernels again, those that changed'
-	@echo 'make test          all tests but the slow compiles'
+	@echo 'make test          all tests but those of the next two'
 	@echo 'make test-targets  the slow compiles, for every target'
 	@echo 'make test-serving  servers under load and long random runs'
 	@echo 'make lint          ruff and mypy'

@@ -128,7 +128,7 @@ def test_the_licence_is_apache_2() -> None:
 def test_one_word_commands() -> None:
     """Every target that `make` promises is there, and only prints what it would do here."""
     text = (ROOT / "Makefile").read_text()
-    targets = {"run", "plugins", "test", "test-targets", "lint", "bench", "clean"}
+    targets = {"run", "plugins", "test", "test-targets", "test-serving", "lint", "bench", "clean"}
     assert targets <= set(re.findall(r"^([a-z-]+):", text, re.MULTILINE))
     listed = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
     for target in targets:

@@ -126,7 +126,7 @@ def test_no_command_is_an_error_that_helps(llmir: Llmir) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["rnu"], "unknown command 'rnu'; known commands: run, chat, compile, "),
+        (["rnu"], "unknown command 'rnu'; known commands: run, chat, serve, compile, "),
         (["run", "--tempreature", "0", "x"], "no such option '--tempreature'"),
         (["run"], "missing argument 'MODEL' (see llmir run --help)"),
         (["run", "m", "p", "--top-k", "many"], "invalid value for '--top-k'"),

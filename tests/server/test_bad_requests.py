@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
+import httpx
 import pytest
-from server.helpers import NAME, error_of, serve
+from server.helpers import NAME, error_of, live_server, serve
 
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hello"}]
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[httpx.Client]:
+    with live_server() as server, httpx.Client(base_url=server.url) as client:
+        yield client
+
 
 WRONG_VALUES = [
     # No silent turning of one type into another.
@@ -78,14 +87,11 @@ WRONG_VALUES = [
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG_VALUES, ids=lambda v: str(v)[:24])
-def test_a_wrong_parameter_is_named(name, value):
-    async def main(server):
-        error = await server.error(COMPLETIONS, {"prompt": "the", name: value})
-        assert error["param"] == name
-        assert name in error["message"]
-        assert error["type"] == "invalid_request_error"
-
-    serve(main)
+def test_a_wrong_parameter_is_named(client, name, value):
+    error = error_of(client.post(COMPLETIONS, json={"prompt": "the", name: value}))
+    assert error["param"] == name
+    assert name in error["message"]
+    assert error["type"] == "invalid_request_error"
 
 
 @pytest.mark.parametrize(
@@ -125,13 +131,10 @@ def test_a_wrong_parameter_is_named(name, value):
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_wrong_part_of_a_chat_is_named(request_body, param):
-    async def main(server):
-        error = await server.error(CHAT, request_body)
-        assert error["param"] == param
-        assert param in error["message"]
-
-    serve(main)
+def test_a_wrong_part_of_a_chat_is_named(client, request_body, param):
+    error = error_of(client.post(CHAT, json=request_body))
+    assert error["param"] == param
+    assert param in error["message"]
 
 
 def test_unknown_parameters_are_refused():
@@ -198,17 +201,11 @@ BAD_BODIES = [
 @pytest.mark.parametrize(
     ("body", "status", "words"), BAD_BODIES, ids=[f"{b[:16]!r}-{len(b)}" for b, _, _ in BAD_BODIES]
 )
-def test_a_body_that_is_no_json_object(body, status, words):
-    async def main(server):
-        for path in (COMPLETIONS, CHAT):
-            response = await server.client.post(
-                path, content=body, headers={"Content-Type": "application/json"}
-            )
-            error = error_of(response, status)
-            if path == COMPLETIONS:
-                assert words in error["message"]
-
-    serve(main)
+def test_a_body_that_is_no_json_object(client, body, status, words):
+    for path in (COMPLETIONS, CHAT):
+        headers = {"Content-Type": "application/json"}
+        error = error_of(client.post(path, content=body, headers=headers), status)
+        assert path == CHAT or words in error["message"]
 
 
 def test_brackets_in_strings_are_not_depth():
@@ -236,14 +233,11 @@ def test_escaped_surrogate_pairs_are_characters():
 @pytest.mark.parametrize(
     "content_type", ["text/plain", "application/x-www-form-urlencoded", "", "application/jsonx"]
 )
-def test_a_body_must_call_itself_json(content_type):
-    async def main(server):
-        response = await server.client.post(
-            COMPLETIONS, content=b'{"prompt": "a"}', headers={"Content-Type": content_type}
-        )
-        assert "application/json" in error_of(response, 415)["message"]
-
-    serve(main)
+def test_a_body_must_call_itself_json(client, content_type):
+    response = client.post(
+        COMPLETIONS, content=b'{"prompt": "a"}', headers={"Content-Type": content_type}
+    )
+    assert "application/json" in error_of(response, 415)["message"]
 
 
 def test_a_content_type_may_have_a_charset():

@@ -67,7 +67,7 @@ def test_a_few_requests(
 @pytest.mark.serving
 def test_all_that_schemathesis_has(server: LiveServer, config_file: Path, tmp_path: Path) -> None:
     command = ["-c", "from schemathesis.cli import schemathesis; schemathesis()"]
-    options = ["--config-file", config_file, "run", "--max-examples", 100, "--no-color"]
+    options = ["--config-file", config_file, "run", "--max-examples", 40, "--no-color"]
     done = subprocess.run(
         [sys.executable, *command, *map(str, options), f"{server.url}/openapi.json"],
         cwd=tmp_path,  # where it keeps its examples
