@@ -61,6 +61,11 @@ Examples:
 @click.option(
     "--serve-args", default="", metavar="TEXT", help="Further arguments of `llmir serve`."
 )
+@click.option(
+    "--unchunked-args",
+    metavar="TEXT",
+    help="Those of the server of `mixed` whose steps hold whole prompts.  [default: --serve-args]",
+)
 @click.option("--smoke", is_flag=True, help="Few tokens: whether all works, and no figures.")
 @click.option(
     "--peers-dir",
@@ -79,6 +84,7 @@ def peers_serve(
     threads: int | None,
     llmir_options: tuple[str, ...],
     serve_args: str,
+    unchunked_args: str | None,
     smoke: bool,
     peers_dir: str | None,
     table_file: str | None,
@@ -94,6 +100,7 @@ def peers_serve(
     from llmir.bench.peers import llmir_side
     from llmir.bench.peers.environments import default_peers_dir
     from llmir.bench.peers.serving import registry
+    from llmir.bench.peers.serving.llmir_server import UNCHUNKED
     from llmir.bench.peers.serving.output import Output
     from llmir.bench.peers.serving.run import Comparison
     from llmir.bench.peers.serving.scenarios import select
@@ -114,7 +121,10 @@ def peers_serve(
             workers,
             artifacts.of,
             num_threads=threads,
-            serve_arguments=shlex.split(serve_args),
+            serve_arguments={
+                "": shlex.split(serve_args),
+                UNCHUNKED: shlex.split(serve_args if unchunked_args is None else unchunked_args),
+            },
             peers_dir=Path(peers_dir).absolute() if peers_dir else default_peers_dir(),
             on_stage=on_stage,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -30,8 +30,9 @@ RowsHook = Callable[[Sequence[ServingRow]], None]
 class Comparison:
     """The sides of one model; `run` measures.
 
-    artifact_for  "" → llmir's artifact; a variant's name → that variant's
-    failed        side → why it could not be prepared; it is in no row
+    artifact_for     "" → llmir's artifact; a variant's name → that variant's
+    serve_arguments  the same → further arguments of `llmir serve`
+    failed           side → why it could not be prepared; it is in no row
     """
 
     def __init__(
@@ -42,7 +43,7 @@ class Comparison:
         artifact_for: Callable[[str], Artifact],
         *,
         num_threads: int | None,
-        serve_arguments: Sequence[str],
+        serve_arguments: Mapping[str, Sequence[str]],
         peers_dir: Path,
         on_stage: StageHook,
     ) -> None:
@@ -112,7 +113,7 @@ class Comparison:
             self._artifact_for(variant),
             name=name,
             num_threads=self._num_threads,
-            arguments=self._serve_arguments,
+            arguments=self._serve_arguments.get(variant, ()),
             log=self._preparer.log(f"serve-{name}"),
         )
 
