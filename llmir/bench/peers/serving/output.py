@@ -15,6 +15,9 @@ from llmir.bench.peers.serving.rounds import Cell
 from llmir.bench.peers.serving.rows import ServingRow, ratio
 from llmir.bench.peers.table import markdown
 
+# What the measuring of an idle machine comes to: ticks are coarse.
+DISTURBED_SHARE = 0.05
+
 
 @dataclass(kw_only=True)
 class Output:
@@ -64,6 +67,8 @@ class Output:
             summary(self.rows),
             details(self.rows),
         ]
+        if warning := disturbance(self.rows):
+            parts.insert(2, warning)
         if missing := failures(self.rows, self.failed):
             parts += ["Missing:", missing]
         return "\n\n".join(parts)
@@ -111,6 +116,19 @@ def details(rows: Sequence[ServingRow]) -> str:
                 ]
             )
     return markdown(lines, left={0, 1})
+
+
+def disturbance(rows: Sequence[ServingRow]) -> str:
+    """A warning if the machine had other things to do; "" if not."""
+    shares = [share for row in rows for cell in row.cells for share in cell.others_cpu_shares]
+    most = max(shares, default=0.0)
+    if most < DISTURBED_SHARE:
+        return ""
+    return (
+        f"**Disturbed**: in a round other processes took {100 * most:.0f} % of the CPU time.  "
+        "Engines whose threads wait for each other in loops lose far more than that share: "
+        "take the figures again on an idle machine."
+    )
 
 
 def failures(rows: Sequence[ServingRow], unprepared: Mapping[str, str]) -> str:
