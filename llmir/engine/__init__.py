@@ -7,6 +7,7 @@ from llmir.engine.outputs import CompletionOutput, Logprob, RequestMetrics, Requ
 from llmir.engine.prompts import TextPrompt, TokensPrompt
 from llmir.engine.sampling_params import SamplingParams
 from llmir.engine.scheduler import SchedulerConfig
+from llmir.engine.structured_output import StructuredOutputsParams
 from llmir.engine.tokenizer import Tokenizer
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "RequestOutput",
     "SamplingParams",
     "SchedulerConfig",
+    "StructuredOutputsParams",
     "TextPrompt",
     "Tokenizer",
     "TokensPrompt",

@@ -19,6 +19,7 @@ from llmir.engine.sampler import SampleState, check_choices, sample, sample_top
 from llmir.engine.sampling_params import SamplingParams
 from llmir.engine.scheduler import Chunk, Scheduler, SchedulerConfig
 from llmir.engine.sequence import Sequence
+from llmir.engine.structured_output import Constraint, GrammarCompiler, MaskFiller
 from llmir.engine.tokenizer import Tokenizer
 from llmir.errors import RequestError
 from llmir.runtime.base import F32, StepBatch, StepRunner
@@ -80,6 +81,10 @@ class LLMEngine:
         self.tokenizer = tokenizer
         self.eos_token_ids = frozenset(i for i in eos_token_ids if i < self.limits.vocab_size)
         self.scheduler = Scheduler(self.limits, config)
+        self.grammars = GrammarCompiler(
+            tokenizer, self.limits.vocab_size, sorted(self.eos_token_ids)
+        )
+        self._masks = MaskFiller()
         self._requests: dict[str, _Request] = {}
 
     # -- the step ------------------------------------------------------------------------
@@ -97,10 +102,13 @@ class LLMEngine:
             return []
         batch = build_batch(schedule.chunks, self.limits)
         sampling = [chunk.seq for chunk in schedule.chunks if chunk.samples]
-        tokens = self._sample_on_device(schedule.chunks, batch)
-        if tokens is not None:
-            return self._postprocess(schedule.chunks, sampling, tokens, [None] * len(tokens))
-        sampled_LV = self._split_rows(schedule.chunks, self.runner.step(batch))
+        chosen = self._sample_on_device(schedule.chunks, batch)
+        if chosen is not None:
+            return self._postprocess(schedule.chunks, sampling, chosen, [None] * len(chosen))
+        constraints = [seq.sampling.constraint for seq in sampling]
+        with self._masks.beside([one for one in constraints if one is not None]):
+            logits_LV = self.runner.step(batch)
+        sampled_LV = self._split_rows(schedule.chunks, logits_LV)
         tokens = sample(sampled_LV, [seq.sampling for seq in sampling])
         return self._postprocess(schedule.chunks, sampling, tokens, list(sampled_LV))
 
@@ -136,7 +144,7 @@ class LLMEngine:
         self,
         chunks: Seq[Chunk],
         sampling: Seq[Sequence],
-        tokens: Seq[int],
+        tokens: Seq[int | None],
         logits_LV: Seq[F32 | None],
     ) -> list[RequestOutput]:
         """Advance, append tokens, finish what has ended.  Rows are None where no one wants any."""
@@ -150,6 +158,10 @@ class LLMEngine:
                 chunk.seq.finish_reason = "length"
                 self.scheduler.finish(chunk.seq)
         for seq, token, row_V in zip(sampling, tokens, logits_LV, strict=True):
+            if token is None:
+                seq.end()
+                self.scheduler.finish(seq)
+                continue
             num_top = seq.sampling.params.logprobs
             logprobs = None
             if num_top is not None:
@@ -266,12 +278,25 @@ class LLMEngine:
                 output_token_ids=output,
                 stop_ids=sorted(eos.union(params.stop_ids)),
                 rng=np.random.Generator(np.random.Philox(seed)),
+                constraint=self._constraint(params, output),
             ),
             eos_token_ids=eos,
             max_tokens=max_tokens,
             output_token_ids=output,
             prompt_rows=prompt_rows,
             detokenizer=detokenizer,
+        )
+
+    def _constraint(self, params: SamplingParams, output: Seq[int]) -> Constraint | None:
+        if params.structured_outputs is None:
+            return None
+        return Constraint(
+            self.grammars.compile(params.structured_outputs),
+            output,
+            eos_ids=sorted(self.eos_token_ids),
+            stop_ids=params.stop_ids,
+            ignore_eos=params.ignore_eos,
+            min_tokens=params.min_tokens,
         )
 
     # -- what can be served --------------------------------------------------------------
@@ -311,6 +336,8 @@ class LLMEngine:
     def _check_params(self, params: SamplingParams) -> None:
         if params.stop and self.tokenizer is None:
             raise RequestError("stop needs a tokenizer, and this model has none")
+        if params.structured_outputs is not None:
+            self.grammars.compile(params.structured_outputs)
         vocab_size = self.limits.vocab_size
         for name in ("logit_bias", "stop_token_ids"):
             for token_id in getattr(params, name) or ():

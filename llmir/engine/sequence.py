@@ -103,12 +103,24 @@ class Sequence:
             )
             if stop is not None and not by_token:
                 self.finish_reason, self.stop_reason = "stop", stop
+        constraint = self.sampling.constraint
+        if self.finish_reason is None and constraint is not None:
+            constraint.accept(token_id)
+            if constraint.complete or constraint.failure is not None:
+                self.finish_reason, self.stop_reason = constraint.finish()
         if self.finish_reason is None and len(self.output_token_ids) >= self.max_tokens:
             self.finish_reason = "length"
         if self.finish_reason is not None and self.detokenizer is not None:
             stop = self.detokenizer.finish()
             if stop is not None and self.finish_reason == "length":
                 self.finish_reason, self.stop_reason = "stop", stop
+
+    def end(self) -> None:
+        """End the output where it is, for its constraint allows nothing more."""
+        assert self.sampling.constraint is not None
+        self.finish_reason, self.stop_reason = self.sampling.constraint.finish()
+        if self.detokenizer is not None:
+            self.detokenizer.finish()
 
     def abort(self) -> None:
         """End the output where it is."""
