@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from llmir.api import LLM, AsyncLLM, compile, load
     from llmir.artifact import Artifact
-    from llmir.engine import CompletionOutput, Logprob, RequestOutput, SamplingParams
+    from llmir.engine import (
+        CompletionOutput,
+        Logprob,
+        RequestOutput,
+        SamplingParams,
+        StructuredOutputsParams,
+    )
     from llmir.errors import LlmirError
 
 __version__ = "0.1.0"
@@ -32,6 +38,7 @@ _HOMES = {
     "Logprob": "llmir.engine",
     "RequestOutput": "llmir.engine",
     "SamplingParams": "llmir.engine",
+    "StructuredOutputsParams": "llmir.engine",
     "compile": "llmir.api",
     "load": "llmir.api",
 }
@@ -44,6 +51,7 @@ __all__ = [
     "Logprob",
     "RequestOutput",
     "SamplingParams",
+    "StructuredOutputsParams",
     "compile",
     "load",
 ]

@@ -10,6 +10,7 @@ from llmir.engine.prompts import TextPrompt, TokensPrompt
 from llmir.engine.sampling_params import SamplingParams
 from llmir.engine.scheduler_config import SchedulerConfig
 from llmir.engine.stats import EngineStats, SchedulerStats
+from llmir.engine.structured_output import StructuredOutputsParams
 from llmir.engine.tokenizer import Tokenizer
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "SamplingParams",
     "SchedulerConfig",
     "SchedulerStats",
+    "StructuredOutputsParams",
     "TextPrompt",
     "Tokenizer",
     "TokensPrompt",

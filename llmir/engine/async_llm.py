@@ -79,7 +79,9 @@ class AsyncLLM(Frontend):
             config=config,
             speculation=speculation,
         )
-        self._checks = RequestChecks(runner.limits, self._core.scheduler.blocks, tokenizer)
+        self._checks = RequestChecks(
+            runner.limits, self._core.scheduler.blocks, tokenizer, self._core.grammars
+        )
         self._processor = OutputProcessor(tokenizer)
         self._streams: dict[str, _Stream] = {}
         self._loop: asyncio.AbstractEventLoop | None = None

@@ -11,14 +11,17 @@ from typing import Protocol
 
 from llmir.engine.sampler import SampleState, check_choices, sample, sample_top
 from llmir.engine.scheduler import Chunk
+from llmir.engine.structured_output import MaskFiller
 from llmir.runtime.base import F32, StepBatch, StepRunner, TopLogits
 
 
 class Choices(Protocol):
     """Chooses tokens; rows are given rising, each once."""
 
-    def choose(self, rows: list[int], states: Sequence[SampleState]) -> list[int]:
-        """The token of each of these rows.  Raises DeviceError: a row has no finite maximum."""
+    def choose(self, rows: list[int], states: Sequence[SampleState]) -> Sequence[int | None]:
+        """The token of each of these rows; None: its constraint ends the output before it.
+
+        Raises DeviceError: a row has no finite maximum."""
         ...
 
     def logits(self, row: int) -> F32 | None:
@@ -30,7 +33,7 @@ class Choices(Protocol):
 class _Likeliest:
     tokens: list[int]
 
-    def choose(self, rows: list[int], states: Sequence[SampleState]) -> list[int]:
+    def choose(self, rows: list[int], states: Sequence[SampleState]) -> Sequence[int | None]:
         return check_choices([self.tokens[row] for row in rows])
 
     def logits(self, row: int) -> None:
@@ -41,7 +44,7 @@ class _Likeliest:
 class _Largest:
     top: TopLogits
 
-    def choose(self, rows: list[int], states: Sequence[SampleState]) -> list[int]:
+    def choose(self, rows: list[int], states: Sequence[SampleState]) -> Sequence[int | None]:
         top = self.top
         part = TopLogits(
             values=top.values[rows], token_ids=top.token_ids[rows], weights=top.weights[rows]
@@ -56,7 +59,7 @@ class _Largest:
 class _All:
     rows: F32
 
-    def choose(self, rows: list[int], states: Sequence[SampleState]) -> list[int]:
+    def choose(self, rows: list[int], states: Sequence[SampleState]) -> Sequence[int | None]:
         if len(rows) == 1:  # a view; a list of rows makes a copy, unless it is of all of them
             return sample(self.rows[rows[0] : rows[0] + 1], states)
         whole = len(rows) == len(self.rows)
@@ -67,10 +70,13 @@ class _All:
         return row_V
 
 
-def run_step(runner: StepRunner, chunks: Sequence[Chunk], batch: StepBatch) -> Choices:
+def run_step(
+    runner: StepRunner, chunks: Sequence[Chunk], batch: StepBatch, masks: MaskFiller
+) -> Choices:
     """Run a step with as little of its logits as will do.
 
-    The rows of the result are those that are sampled from, chunk by chunk.
+    The rows of the result are those that are sampled from, chunk by chunk.  masks: makes those
+    of constrained outputs while the device works.
     """
     if all(chunk.seq.prompt_rows is None for chunk in chunks):
         states = [chunk.seq.sampling for chunk in chunks if chunk.samples]
@@ -78,7 +84,10 @@ def run_step(runner: StepRunner, chunks: Sequence[Chunk], batch: StepBatch) -> C
             return _Likeliest(runner.step_greedy(batch).tolist())
         if all(state.fits(runner.top_k, runner.limits.vocab_size) for state in states):
             return _Largest(runner.step_topk(batch))
-    return _All(_split_rows(chunks, runner.step(batch)))
+    constraints = [chunk.seq.sampling.constraint for chunk in chunks if chunk.samples]
+    with masks.beside([one for one in constraints if one is not None]):
+        logits_LV = runner.step(batch)
+    return _All(_split_rows(chunks, logits_LV))
 
 
 def _split_rows(chunks: Sequence[Chunk], logits_LV: F32) -> F32:

@@ -21,9 +21,11 @@ from llmir.engine.outputs import TokenLogprobs
 from llmir.engine.prompt_rows import token_logprobs
 from llmir.engine.request import Request, SequenceUpdate, StepResult
 from llmir.engine.sampler import SampleState
+from llmir.engine.sampling_params import SamplingParams
 from llmir.engine.scheduler import Chunk, Scheduler, SchedulerConfig
 from llmir.engine.sequence import Sequence
 from llmir.engine.stats import EngineStats, StepSeconds
+from llmir.engine.structured_output import Constraint, GrammarCompiler, MaskFiller
 from llmir.engine.tokenizer import Tokenizer
 from llmir.errors import DeviceError
 from llmir.runtime.base import StepRunner
@@ -42,6 +44,7 @@ class EngineCore:
 
     Attributes:
         in_step: the requests of the last step that was begun.
+        grammars: those of structured outputs; may be used from any thread.
     """
 
     def __init__(
@@ -58,6 +61,10 @@ class EngineCore:
         self.tokenizer = tokenizer
         self.eos_token_ids = frozenset(i for i in eos_token_ids if i < self.limits.vocab_size)
         self.scheduler = Scheduler(self.limits, config)
+        self.grammars = GrammarCompiler(
+            tokenizer, self.limits.vocab_size, sorted(self.eos_token_ids)
+        )
+        self._masks = MaskFiller()
         self.in_step: list[str] = []
         self._seqs: dict[str, list[Sequence]] = {}
         self._begun: set[str] = set()
@@ -90,7 +97,7 @@ class EngineCore:
         scheduled = time.perf_counter()
         batch = build_batch(schedule.chunks, self.scheduler.blocks.table)
         built = time.perf_counter()
-        choices = run_step(self.runner, schedule.chunks, batch)
+        choices = run_step(self.runner, schedule.chunks, batch, self._masks)
         ran = time.perf_counter()
         tokens = self._choose(schedule.chunks, choices)
         sampled = time.perf_counter()
@@ -112,7 +119,7 @@ class EngineCore:
         return result
 
     @staticmethod
-    def _choose(chunks: Seq[Chunk], choices: Choices) -> list[int]:
+    def _choose(chunks: Seq[Chunk], choices: Choices) -> Seq[int | None]:
         """The next token of each chunk that samples; of one with drafts, the first of several."""
         rows: list[int] = []
         row = 0
@@ -134,7 +141,7 @@ class EngineCore:
         return begun
 
     def _update(
-        self, chunks: Seq[Chunk], tokens: Seq[int], choices: Choices
+        self, chunks: Seq[Chunk], tokens: Seq[int | None], choices: Choices
     ) -> list[SequenceUpdate]:
         """Append tokens, advance, finish what has ended."""
         updates: list[SequenceUpdate] = []
@@ -156,7 +163,7 @@ class EngineCore:
                     updates.append(self._update_of(seq, [], None))
         return updates
 
-    def _append(self, chunk: Chunk, token: int, row: int, choices: Choices) -> list[int]:
+    def _append(self, chunk: Chunk, token: int | None, row: int, choices: Choices) -> list[int]:
         """Add the chosen token, and those after it as long as the drafts are what is chosen.
 
         Each is chosen as it would be without drafts, after all that came before it, so that
@@ -164,19 +171,20 @@ class EngineCore:
         are certain of themselves).
         """
         seq, drafts = chunk.seq, chunk.drafts
-        seq.append(token)
-        new = [token]
-        while len(new) <= len(drafts) and token == drafts[len(new) - 1]:
-            if seq.finish_reason is not None:
+        new: list[int] = []
+        while token is not None:
+            seq.append(token)
+            new.append(token)
+            if seq.finish_reason is not None or drafts[len(new) - 1 : len(new)] != [token]:
                 break
             try:
                 (token,) = choices.choose([row + len(new)], [seq.sampling])
             except DeviceError:
                 break  # what was chosen so far stands; the next step says it of this row
-            seq.append(token)
-            new.append(token)
+        if token is None:
+            seq.end()
         if drafts:
-            num_accepted = len(new) - 1
+            num_accepted = max(0, len(new) - 1)
             chunk.refuse(len(drafts) - num_accepted)
             self._num_drafts += 1
             self._num_draft_tokens += len(drafts)
@@ -190,7 +198,7 @@ class EngineCore:
         if proposer is None:
             return
         if num_drafted:
-            proposer.learn(num_drafted, len(new) - 1)
+            proposer.learn(num_drafted, max(0, len(new) - 1))
         proposer.extend(new)
         # The last token of an output is never fed back.
         seq.drafts = proposer.propose(seq.max_tokens - len(seq.output_token_ids) - 1)
@@ -220,6 +228,7 @@ class EngineCore:
             logprobs=logprobs,
             finish_reason=seq.finish_reason,
             stop_reason=seq.stop_reason,
+            ended_by_token=seq.ended_by_token,
         )
 
     # -- requests ------------------------------------------------------------------------
@@ -284,12 +293,25 @@ class EngineCore:
                 output_token_ids=output,
                 stop_ids=sorted(eos.union(params.stop_ids)),
                 rng=np.random.Generator(np.random.Philox(seed)),
+                constraint=self._constraint(params, output),
             ),
             eos_token_ids=eos,
             max_tokens=request.max_tokens,
             output_token_ids=output,
             # The first output takes the prompt's rows; they are the same for all.
             prompt_rows=request.prompt_rows if index == 0 else None,
+        )
+
+    def _constraint(self, params: SamplingParams, output: Seq[int]) -> Constraint | None:
+        if params.structured_outputs is None:
+            return None
+        return Constraint(
+            self.grammars.compile(params.structured_outputs),
+            output,
+            eos_ids=sorted(self.eos_token_ids),
+            stop_ids=params.stop_ids,
+            ignore_eos=params.ignore_eos,
+            min_tokens=params.min_tokens,
         )
 
     # -- numbers -------------------------------------------------------------------------

@@ -48,7 +48,9 @@ class LLMEngine:
         )
         self.limits = runner.limits
         self.tokenizer = tokenizer
-        self._checks = RequestChecks(self.limits, self.scheduler.blocks, tokenizer)
+        self._checks = RequestChecks(
+            self.limits, self.scheduler.blocks, tokenizer, self.core.grammars
+        )
         self._processor = OutputProcessor(tokenizer)
 
     @property

@@ -41,7 +41,7 @@ class _Output:
         last = len(update.token_ids) - 1
         for place, token_id in enumerate(update.token_ids):
             candidates = None if update.logprobs is None else update.logprobs[place]
-            by_token = update.finish_reason == "stop" and place == last
+            by_token = update.ended_by_token and place == last
             self._add(token_id, candidates, by_token)
             if self.finish_reason is not None:
                 break

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-FinishReason = Literal["stop", "length", "abort"]
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,8 @@ class CompletionOutput:
     token_ids           all output tokens, with the EOS or stop token that ended them
     cumulative_logprob  sum of the tokens' log-probabilities; None unless `logprobs` was asked for
     logprobs            one dict per token; None unless asked for
-    finish_reason       None while running; "stop", "length" or "abort"
+    finish_reason       None while running; "stop", "length", "abort", or "error": llmir
+                        could not go on with this output, and `stop_reason` says why
     stop_reason         the stop string or stop id that ended the output; None for EOS
     """
 

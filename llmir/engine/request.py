@@ -40,9 +40,10 @@ class SequenceUpdate:
 
     token_ids      new tokens; none where the step only ended it
     logprobs       one entry for each of them; None: not asked for
-    finish_reason  why the tokens end here, if they do: "stop" or "length".  That the text has
-                   come to a stop string is for the reader to say
-    stop_reason    the stop id, if it was one
+    finish_reason  why the tokens end here, if they do.  That the text has come to a stop string
+                   is for the reader to say
+    stop_reason    the stop id, if it was one; of an "error", what went wrong
+    ended_by_token whether the last token is one that ends outputs, and no part of the text
     """
 
     request_id: str
@@ -50,7 +51,8 @@ class SequenceUpdate:
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: FinishReason | None = None
-    stop_reason: int | None = None
+    stop_reason: int | str | None = None
+    ended_by_token: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from llmir.engine.block_manager import BlockManager
 from llmir.engine.sampling_params import SamplingParams
+from llmir.engine.structured_output import GrammarCompiler
 from llmir.engine.tokenizer import Tokenizer
 from llmir.errors import RequestError
 from llmir.runtime.base import StepLimits
@@ -18,8 +19,13 @@ class RequestChecks:
     """Checks prompts and parameters against a runner's limits and its pools.  Thread-safe."""
 
     def __init__(
-        self, limits: StepLimits, blocks: BlockManager, tokenizer: Tokenizer | None
+        self,
+        limits: StepLimits,
+        blocks: BlockManager,
+        tokenizer: Tokenizer | None,
+        grammars: GrammarCompiler,
     ) -> None:
+        self.grammars = grammars
         self._limits = limits
         self._page_size = blocks.page_size
         self._capacity = blocks.capacity_tokens
@@ -36,7 +42,8 @@ class RequestChecks:
         """How many tokens the output may have.
 
         Raises RequestError: the prompt is empty, holds ids the model does not have, or could
-        not be served even alone; a parameter names such an id.
+        not be served even alone; a parameter names such an id, or a form of the output that
+        cannot be had.
         """
         self._check_prompt(prompt_token_ids)
         self._check_params(params)
@@ -67,6 +74,8 @@ class RequestChecks:
                     raise RequestError(
                         f"{name} has token id {token_id}; the model has 0 … {vocab_size - 1}"
                     )
+        if params.structured_outputs is not None:
+            self.grammars.compile(params.structured_outputs)
         for name in ("logprobs", "prompt_logprobs"):
             if (getattr(params, name) or 0) > vocab_size:
                 raise RequestError(

@@ -20,6 +20,7 @@ import numpy as np
 
 from llmir.engine.draw import draw, top_ids, weigh
 from llmir.engine.sampling_params import SamplingParams
+from llmir.engine.structured_output import Constraint
 from llmir.errors import DeviceError
 from llmir.runtime.base import F32, TopLogits
 
@@ -34,6 +35,7 @@ class SampleState:
     """What the choice of a sequence's next token depends on, besides its logits.
 
     stop_ids: tokens that would end the output; masked while it is shorter than min_tokens.
+    constraint: what the output may go on with; None: anything.
     """
 
     params: SamplingParams
@@ -41,17 +43,25 @@ class SampleState:
     output_token_ids: Sequence[int]
     stop_ids: Sequence[int]
     rng: np.random.Generator
+    constraint: Constraint | None = None
+
+    @property
+    def masks_stop_ids(self) -> bool:
+        """Whether it is too early for the output to end.  A constraint sees to that itself."""
+        early = len(self.output_token_ids) < self.params.min_tokens
+        return early and bool(self.stop_ids) and self.constraint is None
 
     @property
     def keeps_logits(self) -> bool:
         """Whether the logits are used as they come."""
         params = self.params
-        masked = bool(self.stop_ids) and len(self.output_token_ids) < params.min_tokens
-        return not (masked or params.logit_bias or params.has_penalties)
+        return not (self.masks_stop_ids or params.logit_bias or params.has_penalties)
 
     @property
     def is_argmax(self) -> bool:
         """Whether the token is the likeliest, and nothing else is asked of the logits."""
+        if self.constraint is not None:
+            return False
         return self.params.greedy and self.keeps_logits and self.params.logprobs is None
 
     def fits(self, top_k: int, vocab_size: int) -> bool:
@@ -60,7 +70,9 @@ class SampleState:
         A request's own top_k that cuts nothing off leaves the candidates in another order.
         """
         params = self.params
-        if not self.keeps_logits or params.logprobs is not None or top_k == 0:
+        if self.constraint is not None or params.logprobs is not None or top_k == 0:
+            return False
+        if not self.keeps_logits:
             return False
         cuts = 0 < params.top_k <= top_k and params.top_k < vocab_size
         return params.greedy or (cuts and params.min_p == 0.0)
@@ -74,8 +86,10 @@ def check_choices(tokens: Sequence[int]) -> list[int]:
     return [int(token) for token in tokens]
 
 
-def sample(logits_LV: F32, states: Sequence[SampleState]) -> list[int]:
+def sample(logits_LV: F32, states: Sequence[SampleState]) -> list[int | None]:
     """The next token of each row; draws one number from the generator of each random row.
+
+    None where the row's constraint allows nothing: the output ends before it.
 
     Raises:
         DeviceError: a row has no finite maximum: the device computed NaN or infinity.
@@ -89,16 +103,22 @@ def sample(logits_LV: F32, states: Sequence[SampleState]) -> list[int]:
         raise DeviceError(
             f"{int((~finite).sum())} of {len(states)} rows of logits have no finite maximum"
         )
-    tokens = best.tolist()
+    tokens: list[int | None] = best.tolist()
     rows = list(logits_LV)
+    random: list[int] = []
     for i, state in enumerate(states):
+        if state.constraint is not None:
+            tokens[i] = sample_allowed(rows[i], state, state.constraint)
+            continue
         if not state.keeps_logits:
             rows[i] = adjust(rows[i], state)
-            tokens[i] = int(rows[i].argmax())
-    random = [i for i, state in enumerate(states) if not state.params.greedy]
+            best[i] = rows[i].argmax()
+            tokens[i] = int(best[i])
+        if not state.params.greedy:
+            random.append(i)
     weights_RV = _weigh(
         [rows[i] for i in random],
-        [float(rows[i][tokens[i]]) for i in random],
+        [float(rows[i][best[i]]) for i in random],
         [states[i].params.temperature for i in random],
     )
     for i, weights_V in zip(random, weights_RV, strict=True):
@@ -169,11 +189,30 @@ def sample_top(top: TopLogits, states: Sequence[SampleState]) -> list[int]:
     return tokens
 
 
+def sample_allowed(row_V: F32, state: SampleState, constraint: Constraint) -> int | None:
+    """The next token of a constrained row, as if all other logits were -inf; None: none."""
+    ids_A = constraint.allowed(len(row_V))
+    if len(ids_A) == 0:
+        return None
+    if not state.keeps_logits:
+        row_V = adjust(row_V, state)
+    # Fewer numbers than V in what follows, and often very few.
+    row_A = row_V[ids_A]
+    chosen = int(row_A.argmax())
+    if not np.isfinite(row_A[chosen]):
+        # Of this row alone: the others' generators have been drawn from.
+        constraint.failure = "every token that the grammar allows has a logit of -inf"
+        return None
+    if not state.params.greedy:
+        chosen = draw(row_A, state.params, state.rng.random())
+    return int(ids_A[chosen])
+
+
 def adjust(row_V: F32, state: SampleState) -> F32:
     """A copy of `row_V` after min_tokens, logit_bias and the penalties."""
     params = state.params
     row_V = row_V.copy()
-    if len(state.output_token_ids) < params.min_tokens:
+    if state.masks_stop_ids:
         row_V[list(state.stop_ids)] = -np.inf
     if params.logit_bias:
         row_V[list(params.logit_bias)] += np.array(list(params.logit_bias.values()), np.float32)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from numbers import Real
 from typing import Any
 
+from llmir.engine.structured_output.params import StructuredOutputsParams
 from llmir.errors import OptionError, RequestError, UnknownNameError
 
 NOT_IMPLEMENTED = frozenset(
@@ -28,7 +29,6 @@ NOT_IMPLEMENTED = frozenset(
         "skip_clone",
         "skip_reading_prefix_cache",
         "spaces_between_special_tokens",
-        "structured_outputs",
         "thinking_token_budget",
         "truncate_prompt_tokens",
         "use_beam_search",
@@ -41,9 +41,10 @@ NOT_IMPLEMENTED = frozenset(
 class SamplingParams:
     """How tokens are chosen and when a request ends.  Immutable; lists become tuples.
 
-    The logits of a step pass, in this order, through: `min_tokens` (tokens that would
-    stop are masked), `logit_bias`, `repetition_penalty`, `frequency_penalty`,
-    `presence_penalty`; then greedy, or `temperature`, `min_p`, `top_k`, `top_p`.
+    The logits of a step pass, in this order, through: `structured_outputs` (tokens that it
+    does not allow are masked), `min_tokens` (those that would stop are), `logit_bias`,
+    `repetition_penalty`, `frequency_penalty`, `presence_penalty`; then greedy, or
+    `temperature`, `min_p`, `top_k`, `top_p`.
 
     n                    outputs per prompt; each has a random stream of its own
     temperature          0 is greedy: the most likely token, the lowest id among equals
@@ -59,15 +60,17 @@ class SamplingParams:
     stop                 strings that end the output; the earliest in the text wins, and is
                          cut off unless `include_stop_str_in_output`
     stop_token_ids       ids that end the output, besides the model's EOS ids
-    ignore_eos           go on after EOS
+    ignore_eos           go on after EOS; with structured_outputs, as long as its form allows
     max_tokens           output tokens at most; None: as many as fit
     min_tokens           no EOS, stop id or stop string before this many tokens.  Text
-                         from before is not searched for stop strings
+                         from before is not searched for stop strings.  An output whose
+                         form under structured_outputs is complete ends nevertheless
     logprobs             how many candidates' log-probabilities to return with each token's
                          own; -1: all; None: none at all.  From the logits before any change
     prompt_logprobs      the same for the prompt's tokens
     detokenize           False: `text` stays empty
     skip_special_tokens  leave special tokens out of `text`
+    structured_outputs   a JSON schema, regex, grammar or list of choices that the output keeps to
 
     Raises:
         RequestError: a value out of range; the message begins with the parameter's name.
@@ -94,6 +97,7 @@ class SamplingParams:
     prompt_logprobs: int | None = None
     detokenize: bool = True
     skip_special_tokens: bool = True
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __new__(cls, **kwargs: Any) -> SamplingParams:
         # A dataclass would answer an unknown keyword with a TypeError that says nothing of
@@ -136,6 +140,9 @@ class SamplingParams:
         for name in ("include_stop_str_in_output", "ignore_eos", "detokenize"):
             _flag(name, getattr(self, name))
         _flag("skip_special_tokens", self.skip_special_tokens)
+        form = self.structured_outputs
+        if form is not None and not isinstance(form, StructuredOutputsParams):
+            raise RequestError(f"structured_outputs must be StructuredOutputsParams, not {form!r}")
         if self.stop and not self.detokenize:
             raise RequestError("stop needs the text that detokenize=False leaves out")
 

@@ -43,6 +43,7 @@ class Sequence:
     row                   its row of the page table; None: it holds no pages
     num_columns           pages from the first position to the last
     first_page            [group] columns before this one fell out of the group's sliding window
+    ended_by_token        the last token is one that ends outputs, and no part of the text
     nodes                 the first columns, those that the prefix tree has
     """
 
@@ -65,7 +66,8 @@ class Sequence:
     first_page: list[int] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    stop_reason: int | None = None
+    stop_reason: int | str | None = None
+    ended_by_token: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -92,7 +94,23 @@ class Sequence:
         self.output_token_ids.append(token_id)
         if token_id in self.eos_token_ids:
             self.finish_reason = "stop"
+            self.ended_by_token = True
         elif token_id in self.sampling.params.stop_ids:
             self.finish_reason, self.stop_reason = "stop", token_id
-        elif len(self.output_token_ids) >= self.max_tokens:
-            self.finish_reason = "length"
+            self.ended_by_token = True
+        else:
+            self._constrain(token_id)
+            if self.finish_reason is None and len(self.output_token_ids) >= self.max_tokens:
+                self.finish_reason = "length"
+
+    def end(self) -> None:
+        """End the output where it is, for its constraint allows nothing more."""
+        assert self.sampling.constraint is not None
+        self.finish_reason, self.stop_reason = self.sampling.constraint.finish()
+
+    def _constrain(self, token_id: int) -> None:
+        constraint = self.sampling.constraint
+        if constraint is not None:
+            constraint.accept(token_id)
+            if constraint.complete or constraint.failure is not None:
+                self.finish_reason, self.stop_reason = constraint.finish()
