@@ -15,6 +15,7 @@ from llmir.cli.bench_common import (
 )
 from llmir.cli.bench_op import op
 from llmir.cli.bench_peers import peers
+from llmir.cli.bench_peers_serve import peers_serve
 from llmir.cli.bench_serve import serve
 from llmir.cli.bench_throughput import throughput
 from llmir.cli.options import device_options
@@ -35,6 +36,7 @@ def bench() -> None:
 
 bench.add_command(op)
 bench.add_command(peers)
+bench.add_command(peers_serve)
 bench.add_command(serve)
 bench.add_command(throughput)
 

@@ -162,13 +162,13 @@ class _Options:
                     f"measured are {', '.join(sorted(known))}"
                 )
             options = self._for_one.setdefault(where, {}) if colon else self._for_all
-            options[name] = _value(value)
+            options[name] = compile_value(value)
 
     def of(self, metric: Metric) -> dict[str, Any]:
         return {**self._for_all, **self._for_one.get(metric.name, {})}
 
 
-def _value(text: str) -> Any:
+def compile_value(text: str) -> Any:
     """A number, true, false, null or a list as JSON writes it; else the text."""
     try:
         return json.loads(text)
@@ -176,14 +176,19 @@ def _value(text: str) -> Any:
         return text
 
 
+def gguf_file(model: str) -> None:
+    """Raises OptionError if peers cannot have the model as well."""
+    from llmir.artifact import is_artifact
+
+    if is_artifact(model) or not Path(model).is_file():
+        raise OptionError(f"{model} is no GGUF file; peers need the file that llmir compiles")
+
+
 class _Artifacts:
     """llmir's artifact for each metric, compiled when it is first asked for."""
 
     def __init__(self, model: str, options: _Options, on_stage: StageHook) -> None:
-        from llmir.artifact import is_artifact
-
-        if is_artifact(model) or not Path(model).is_file():
-            raise OptionError(f"{model} is no GGUF file; peers need the file that llmir compiles")
+        gguf_file(model)
         self._model = model
         self._options = options
         self._on_stage = on_stage

@@ -5,10 +5,11 @@ from llmir.engine.generation_config import GenerationConfig
 from llmir.engine.llm import LLM
 from llmir.engine.llm_engine import LLMEngine
 from llmir.engine.outputs import CompletionOutput, Logprob, RequestMetrics, RequestOutput
+from llmir.engine.pins import PinnedPrefix
 from llmir.engine.prompts import TextPrompt, TokensPrompt
 from llmir.engine.sampling_params import SamplingParams
-from llmir.engine.scheduler import SchedulerConfig
-from llmir.engine.stats import EngineStats
+from llmir.engine.scheduler_config import SchedulerConfig
+from llmir.engine.stats import EngineStats, SchedulerStats
 from llmir.engine.tokenizer import Tokenizer
 
 __all__ = [
@@ -19,10 +20,12 @@ __all__ = [
     "GenerationConfig",
     "LLMEngine",
     "Logprob",
+    "PinnedPrefix",
     "RequestMetrics",
     "RequestOutput",
     "SamplingParams",
     "SchedulerConfig",
+    "SchedulerStats",
     "TextPrompt",
     "Tokenizer",
     "TokensPrompt",

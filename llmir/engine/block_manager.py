@@ -23,8 +23,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from llmir.engine.page_needs import PageNeeds
 from llmir.engine.page_pool import PagePool
 from llmir.engine.page_table import PageTable
+from llmir.engine.pins import Pins
 from llmir.engine.prefix_tree import Node, PrefixTree
 from llmir.engine.sequence import Sequence, Status
 from llmir.runtime.base import PADDING_PAGE, StepLimits
@@ -43,6 +45,7 @@ class BlockManager:
 
     Attributes:
         table: the pages of each sequence, for a step.
+        tree, pins: what is cached, and what of it is kept; None without prefix caching.
         num_queried_tokens: of sequences that were taken in, those that might have been cached.
         num_hit_tokens: those that were.
     """
@@ -61,10 +64,13 @@ class BlockManager:
         self.pools = tuple(PagePool(num_pages) for num_pages in limits.num_pages)
         self.tree = PrefixTree(self.pools, self.windows, self.page_size) if prefix_caching else None
         self.table = PageTable(limits)
+        chunk = max_chunk or limits.max_num_batched_tokens
+        self.needs = PageNeeds(limits, chunk, whole_output=reserve_output)
+        self.pins = None
+        if self.tree is not None:
+            self.pins = Pins(self.tree, self.needs.spare, self.needs.longest)
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
-        self._chunk = max_chunk or limits.max_num_batched_tokens
-        self._reserve_output = reserve_output
         self._groups = range(len(self.pools))
         self._windowed = any(window is not None for window in self.windows)
 
@@ -79,19 +85,24 @@ class BlockManager:
         return (0,) * len(self.pools) if self.tree is None else tuple(self.tree.num_idle)
 
     @property
+    def usage(self) -> float:
+        """The part of the pages that cannot be handed out, of the group where it is largest."""
+        return max(
+            1 - free / pool.capacity for free, pool in zip(self.num_free, self.pools, strict=True)
+        )
+
+    @property
     def capacity_tokens(self) -> int | None:
         """The longest sequence that fits alone; None: any length, as every group has a window."""
-        longest: int | None = None
-        for group, pool in enumerate(self.pools):
-            window_pages = self._window_pages(group)
-            if window_pages is None or window_pages > pool.capacity:
-                fits = pool.capacity * self.page_size
-                longest = fits if longest is None else min(longest, fits)
-        return longest
+        return self.needs.capacity_tokens
 
     def pages(self, seq: Sequence, group: int) -> list[int]:
         """The pages of `seq`, by column; 0 where the page fell out of the group's window."""
         return [] if seq.row is None else self.table.of(group, seq.row, seq.num_columns)
+
+    def num_unused_slots(self, running: Iterable[Sequence]) -> int:
+        """Room for tokens in the pages of these sequences that is not used."""
+        return sum(seq.num_columns * self.page_size - seq.num_computed_tokens for seq in running)
 
     def known(self, seq: Sequence) -> list[Node]:
         """The cached columns that `seq` would begin with, were it taken in now."""
@@ -115,7 +126,7 @@ class BlockManager:
                     room[group] -= max(0, self._needed(group, seq) - seq.num_columns)
             else:
                 # A page that two windows share now is given up by the one, then by the other.
-                room[group] = self.pools[group].capacity
+                room[group] = self._capacity(group)
                 room[group] -= sum(self._needed(group, seq) for seq in running)
         return room
 
@@ -177,6 +188,8 @@ class BlockManager:
             pages = self.pages(seq, group)
             for column in reversed(range(seq.first_page[group], len(pages))):
                 self._give_up(seq, group, column, pages[column])
+        if self.tree is not None and seq.nodes:
+            self.tree.move_end(seq.nodes[-1], None)
         self.table.give_back(seq.row, seq.num_columns)
         seq.row = None
         seq.num_columns = 0
@@ -216,10 +229,13 @@ class BlockManager:
             for column, node in enumerate(used, seq.first_page[group]):
                 assert self.tree is not None
                 self.table.pages[group, seq.row, column] = self.tree.acquire(node, group)
+        if self.tree is not None and known:
+            self.tree.move_end(None, known[-1])
         seq.num_computed_tokens = len(known) * self.page_size
 
     def _share(self, tree: PrefixTree, seq: Sequence) -> None:
         """Give the columns that are computed now to the tree."""
+        end = seq.nodes[-1] if seq.nodes else None
         for column in range(len(seq.nodes), seq.num_computed_tokens // self.page_size):
             parent = seq.nodes[-1] if seq.nodes else None
             tokens = seq.tokens(column * self.page_size, (column + 1) * self.page_size)
@@ -229,6 +245,7 @@ class BlockManager:
                 if page != PADDING_PAGE:
                     self.table.pages[group, seq.row, column] = node.pages[group]
             seq.nodes.append(node)
+        tree.move_end(end, seq.nodes[-1])
 
     def _trim(self, seq: Sequence) -> None:
         for group, window in enumerate(self.windows):
@@ -267,23 +284,10 @@ class BlockManager:
             self.tree.evict(group)
         return self.pools[group].allocate()
 
-    def _window_pages(self, group: int) -> int | None:
-        """Pages that a window can touch, wherever it begins; None for full attention."""
-        window = self.windows[group]
-        if window is None:
-            return None
-        return (window + self.page_size - 2) // self.page_size + 1
-
     def _needed(self, group: int, seq: Sequence) -> int:
-        """Pages that `seq` holds at most while its present tokens are computed, or all that it
-        may ever have."""
-        tokens = seq.num_tokens + len(seq.drafts)
-        if self._reserve_output:
-            # The last token is never fed back.
-            tokens = len(seq.prompt_token_ids) + max(0, seq.max_tokens - 1)
-        columns = -(-tokens // self.page_size)
-        window_pages = self._window_pages(group)
-        if window_pages is not None:
-            columns = min(columns, window_pages + -(-self._chunk // self.page_size))
-        # A chunk shrinks to the pages there are, so more than the pool is never needed.
-        return min(columns, self.pools[group].capacity)
+        return min(self.needs.pages(group, seq), self._capacity(group))
+
+    def _capacity(self, group: int) -> int:
+        """Pages that are not pinned."""
+        pinned = 0 if self.pins is None else self.pins.num_pages[group]
+        return self.needs.capacity[group] - pinned

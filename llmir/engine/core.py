@@ -296,19 +296,8 @@ class EngineCore:
 
     def stats(self) -> EngineStats:
         """What there is to know of the engine now; may be asked from another thread."""
-        scheduler = self.scheduler
-        blocks = scheduler.blocks
-        usage = max(
-            1 - free / pool.capacity
-            for free, pool in zip(blocks.num_free, blocks.pools, strict=True)
-        )
         return EngineStats(
-            num_running=len(scheduler.running),
-            num_waiting=len(scheduler.waiting),
-            kv_cache_usage=usage,
-            prefix_cache_queries=blocks.num_queried_tokens,
-            prefix_cache_hits=blocks.num_hit_tokens,
-            num_preemptions=scheduler.num_preemptions,
+            **asdict(self.scheduler.stats()),
             num_steps=self._num_steps,
             num_batched_tokens=self._num_batched_tokens,
             prompt_tokens=self._prompt_tokens,

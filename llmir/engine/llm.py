@@ -15,6 +15,7 @@ from llmir.engine.generation_config import GenerationConfig
 from llmir.engine.llm_engine import LLMEngine
 from llmir.engine.ngram import NgramConfig
 from llmir.engine.outputs import RequestOutput
+from llmir.engine.pins import PinnedPrefix, Pins
 from llmir.engine.progress import progress_bar
 from llmir.engine.prompt_rows import LogitRows, PromptRows, ScoreRows
 from llmir.engine.prompts import ParsedPrompt, Prompt, Prompts, parse_prompt, parse_prompts
@@ -160,6 +161,31 @@ class LLM(Frontend):
         self._run_prompt(parsed.token_ids, rows)
         return rows.logits
 
+    def pin_prefix(self, prompt: Prompt) -> PinnedPrefix:
+        """Compute a prompt's whole pages now, and keep them in the cache until `unpin`.
+
+        What is answered later and begins alike starts from there.
+        Raises RequestError: there is no prefix cache, the prompt has no whole page, or pins would
+        leave too little room for the longest request.
+        """
+        parsed = parse_prompt(prompt, self.tokenizer)
+        pins = self._pins()
+        tokens = pins.check(parsed.token_ids)
+        self._run_prompt(tokens, None)
+        return pins.pin(tokens)
+
+    def unpin(self, pinned: PinnedPrefix) -> None:
+        """Let a prefix be evicted again.  Raises RequestError: it is not pinned here."""
+        self._pins().unpin(pinned)
+
+    def _pins(self) -> Pins:
+        pins = self.engine.scheduler.blocks.pins
+        if pins is None:
+            raise RequestError(
+                "a prefix is pinned in the prefix cache: enable_prefix_caching is off"
+            )
+        return pins
+
     # -- driving the engine --------------------------------------------------------------
 
     def _add(
@@ -256,7 +282,7 @@ class LLM(Frontend):
                     yield new if delta else output
                     shown = output
 
-    def _run_prompt(self, token_ids: Sequence[int], rows: PromptRows) -> None:
+    def _run_prompt(self, token_ids: Sequence[int], rows: PromptRows | None) -> None:
         request_id = str(next(self._request_ids))
         self.engine.add_prompt(request_id, token_ids, rows)
         self._latest[request_id] = None

@@ -105,8 +105,13 @@ class LLMEngine:
             )
         )
 
-    def add_prompt(self, request_id: str, token_ids: Sequence[int], rows: PromptRows) -> None:
-        """Queue a prompt that is only run, for the rows of its logits.  Raises RequestError."""
+    def add_prompt(
+        self, request_id: str, token_ids: Sequence[int], rows: PromptRows | None
+    ) -> None:
+        """Queue a prompt that is only run, for the rows of its logits or to be in the cache.
+
+        Raises RequestError.
+        """
         self._check_id(request_id)
         self._checks.prompt(token_ids)
         self._add(

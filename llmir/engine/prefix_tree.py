@@ -30,6 +30,8 @@ class Node:
     pages:      [group] the page of this column, PADDING_PAGE if there is none
     users:      [group] how many sequences and pins use it
     last_used:  [group] the tree's clock when the last user let go
+    ends:       how many sequences and pins have this as their last column: the node stays in the
+                tree for what comes after it, also when a window has left all of its pages behind
     """
 
     parent: Node | None
@@ -38,6 +40,7 @@ class Node:
     users: list[int]
     last_used: list[int]
     children: dict[tuple[int, ...], Node] = field(default_factory=dict)
+    ends: int = 0
 
 
 class PrefixTree:
@@ -113,6 +116,15 @@ class PrefixTree:
             node.last_used[group] = self._clock
             self.num_idle[group] += 1
             self._offer(node, group)
+
+    def move_end(self, before: Node | None, after: Node | None) -> None:
+        """Note that who had `before` as its last column has `after` now; None: no column."""
+        if after is not None:
+            after.ends += 1
+        if before is not None:
+            assert before.ends > 0, "the end of nobody"
+            before.ends -= 1
+            self._remove_empty(before)
 
     def add(self, parent: Node | None, tokens: Sequence[int], pages: Sequence[int]) -> Node:
         """Take over the pages of one column, which the caller uses from now on.
@@ -194,7 +206,7 @@ class PrefixTree:
 
     def _remove_empty(self, node: Node) -> None:
         """Forget a leaf without pages, and then its parents that are such."""
-        while node.parent is not None and not node.children and not any(node.pages):
+        while node.parent and not (node.ends or node.children or any(node.pages)):
             parent = node.parent
             del parent.children[node.tokens]
             self.num_nodes -= 1

@@ -26,14 +26,18 @@ from llmir.engine.block_manager import BlockManager
 from llmir.engine.policies import make_policy
 from llmir.engine.scheduler_config import DEFAULT_LOGIT_ROWS, SchedulerConfig
 from llmir.engine.sequence import Sequence, Status
+from llmir.engine.stats import SchedulerStats
 from llmir.engine.waiting_queue import WaitingQueue
 from llmir.errors import RequestError
 from llmir.runtime.base import StepLimits
 
-__all__ = ["Chunk", "Schedule", "Scheduler", "SchedulerConfig"]
+__all__ = ["Chunk", "Schedule", "Scheduler", "SchedulerConfig", "SchedulerStats"]
 
-LEAST_PREFILL = 16
-"""Tokens of prompts that a step may have beside any number of decodes."""
+LEAST_PREFILL = 8
+"""Tokens of prompts that a step may have beside any number of decodes, …"""
+
+PREFILL_PER_PROMPT = 8
+"""… and as many more for each sequence that waits for its first token and has a seat."""
 
 
 @dataclass(slots=True, eq=False)
@@ -169,6 +173,20 @@ class Scheduler:
         seq.status = Status.FINISHED
         self.blocks.free(seq)
 
+    def stats(self) -> SchedulerStats:
+        """How things stand, between two steps."""
+        blocks = self.blocks
+        return SchedulerStats(
+            num_running=len(self.running),
+            num_waiting=len(self.preempted) + len(self._waiting),
+            kv_cache_usage=blocks.usage,
+            prefix_cache_queries=blocks.num_queried_tokens,
+            prefix_cache_hits=blocks.num_hit_tokens,
+            num_preemptions=self.num_preemptions,
+            num_pinned_pages=0 if blocks.pins is None else sum(blocks.pins.num_pages),
+            num_unused_slots=blocks.num_unused_slots(self.running),
+        )
+
     # -- those that run --------------------------------------------------------------------
 
     def _continue(self, schedule: Schedule) -> None:
@@ -273,7 +291,12 @@ class Scheduler:
         num_decodes = sum(seq.num_remaining == 1 for seq in self.running)
         if per_decode is None or num_decodes == 0:
             return self.max_num_batched_tokens
-        return min(LEAST_PREFILL + int(per_decode * num_decodes), self.max_num_batched_tokens)
+        # Who waits for a first token counts too: were it the decodes alone, few of them would
+        # mean short chunks, and these that they stay few.
+        waiting = len(self.preempted) + len(self._waiting)
+        num_prompts = min(waiting + len(self.running), self.max_num_seqs) - num_decodes
+        budget = LEAST_PREFILL + PREFILL_PER_PROMPT * num_prompts + int(per_decode * num_decodes)
+        return min(budget, self.max_num_batched_tokens)
 
     def _take(self, seq: Sequence, length: int, schedule: Schedule) -> None:
         num_drafts = max(0, length - seq.num_remaining)

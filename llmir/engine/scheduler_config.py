@@ -1,4 +1,4 @@
-"""What the scheduler is told at its start, and what it tells at each step."""
+"""What the scheduler is told at its start."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ class SchedulerConfig:
     max_logit_rows          rows of logits in a step, of which scoring wants one per token
     max_prefill_chunk       tokens of one sequence in a step
     max_prefill_per_decode  in a step in which others decode, tokens of prompts for each of them,
-                            and LEAST_PREFILL more: the time between two tokens of an answer
-                            stays short while long prompts arrive, and these take longer; None:
-                            no such bound, which is best for throughput alone
+                            and some more for each prompt (scheduler.LEAST_PREFILL): the time
+                            between two tokens of an answer stays short while long prompts
+                            arrive, and these take longer; None: no such bound, which is best
+                            for throughput alone
     prefill_splits          positions that no chunk crosses; with it a test can split a
                             prompt anywhere
     enable_prefix_caching   sequences that begin alike share the KV pages of what they share

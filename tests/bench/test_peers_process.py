@@ -193,11 +193,11 @@ def test_the_process_used_longest_ago_goes_when_memory_is_short(fake: Path) -> N
     runner = Runner(free_bytes=lambda: free[0])
     try:
         list(runner.run(Metric(), sides, 1, stage_log([])))
-        assert len(runner._running) == 2
+        assert len(runner.pool.running) == 2
         free[0] = 0
         third = side_of(fake, "c")
         list(runner.run(Metric(), [third], 1, stage_log([])))
-        assert list(runner._running) == [third]
+        assert runner.pool.running == [third]
     finally:
         runner.close()
 

@@ -52,7 +52,7 @@ def test_parts_are_timed_where_they_run(
         slow(FakeRunner, name, 0.02)
     slow(Scheduler, "schedule", 0.01)
     slow(Detokenizer, "push", 0.002)
-    with timed_parts(llm.engine.runner) as parts:
+    with timed_parts(llm.engine.core.runner) as parts:
         start = time.perf_counter()
         outputs = llm.generate(
             PROMPTS, SamplingParams(temperature=temperature, max_tokens=4, ignore_eos=True)

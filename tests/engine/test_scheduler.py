@@ -4,6 +4,7 @@ import pytest
 
 from llmir.engine.batch import build_batch
 from llmir.engine.block_manager import BlockManager
+from llmir.engine.page_needs import PageNeeds
 from llmir.engine.prompt_rows import PromptRows
 from llmir.errors import OptionError, UnknownNameError
 
@@ -36,12 +37,12 @@ def test_prompts_stay_short_while_others_decode():
     assert step(scheduler)[0] == [("alone", 0, 90)]  # nobody waits for a token
     scheduler.add(make_seq(60, "long"))
     scheduler.add(make_seq(50, "next"))
-    # 16 tokens and 3 for the one that decodes
-    assert step(scheduler)[0] == [("alone", 90, 1), ("long", 0, 19)]
-    assert step(scheduler)[0] == [("alone", 91, 1), ("long", 19, 19)]
-    assert step(scheduler)[0] == [("alone", 92, 1), ("long", 38, 19)]
-    # alone again, and its decodes do not count any more
-    assert step(scheduler)[0] == [("long", 57, 3), ("next", 0, 50)]
+    # 8 tokens, 8 for each of the two prompts, and 3 for the one that decodes
+    assert step(scheduler)[0] == [("alone", 90, 1), ("long", 0, 27)]
+    assert step(scheduler)[0] == [("alone", 91, 1), ("long", 27, 27)]
+    assert step(scheduler)[0] == [("alone", 92, 1), ("long", 54, 6), ("next", 0, 21)]
+    # long decodes now, and next is the one prompt
+    assert step(scheduler)[0] == [("long", 60, 1), ("next", 21, 19)]
 
 
 @pytest.mark.parametrize("bad", [-1, float("nan"), "2"])
@@ -136,6 +137,49 @@ def test_unknown_names_are_refused_with_the_known_ones():
         make_scheduler(scheduling_policy="lpm", enable_prefix_caching=False)
 
 
+def test_statistics():
+    scheduler = make_scheduler(small_limits(num_pages=(7,)), enable_prefix_caching=True)
+    scheduler.add(make_seq(9, "a", 12))
+    assert scheduler.stats().num_waiting == 1
+    step(scheduler)
+    stats = scheduler.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_unused_slots) == (1, 0, 3)
+    assert stats.kv_cache_usage == pytest.approx(3 / 6)
+    assert (stats.prefix_cache_queries, stats.prefix_cache_hits) == (9, 0)
+    scheduler.add(make_seq(10, "b", 12))
+    step(scheduler)
+    stats = scheduler.stats()
+    # a has computed ten tokens, and b its own two and the eight that it found
+    assert (stats.num_running, stats.num_unused_slots) == (2, 2 + 2)
+    assert (stats.prefix_cache_queries, stats.prefix_cache_hits) == (19, 8)
+    assert stats.kv_cache_usage == pytest.approx(4 / 6)
+    while not scheduler.preempted:
+        step(scheduler)
+    stats = scheduler.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_preemptions) == (1, 1, 1)
+    while scheduler.running or scheduler.waiting:
+        step(scheduler)
+    stats = scheduler.stats()
+    assert (stats.num_running, stats.num_waiting, stats.num_unused_slots) == (0, 0, 0)
+    assert stats.kv_cache_usage == 0
+    # Who came back found what it had computed itself, which says nothing of the cache.
+    assert (stats.prefix_cache_queries, stats.prefix_cache_hits) == (19, 8)
+
+
+def test_pages_for_tokens_that_were_not_computed_are_given_back():
+    scheduler = make_scheduler()
+    seq = make_seq(30)
+    scheduler.add(seq)
+    scheduler.schedule()
+    assert seq.num_columns == 8
+    seq.num_computed_tokens = 9  # the rest was not kept
+    scheduler.blocks.advance(seq)
+    assert seq.num_columns == 3
+    assert scheduler.blocks.num_free == (60,)
+    scheduler.finish(seq)
+    assert scheduler.blocks.num_free == (63,)
+
+
 def test_windows_give_pages_back():
     blocks = BlockManager(small_limits(num_pages=(64, 5), group_windows=(None, 6)))
     seq = make_seq(60)
@@ -157,7 +201,7 @@ def test_windows_give_pages_back():
 def test_a_window_never_needs_more_pages_than_it_is_said_to(page_size):
     for window in range(1, 40):
         limits = small_limits(page_size=page_size, num_pages=(64,), group_windows=(window,))
-        said = BlockManager(limits)._window_pages(0)
+        said = PageNeeds(limits, 1, whole_output=False).window_pages(0)
         worst = max(
             c // page_size - max(0, c - window + 1) // page_size + 1 for c in range(10 * window)
         )

@@ -23,12 +23,15 @@ class Environment:
     installs   arguments of one `pip install` after another; versions are pinned
     build      variables of the installs' own environment; "{here}" is the directory
     files      file name → text, written there before anything is installed
+    steps      commands run in it after that, one after another; "{here}" is the directory,
+               "{cores}" how many processes may build at a time
     """
 
     name: str
     installs: tuple[tuple[str, ...], ...]
     build: Mapping[str, str] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    steps: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -20,6 +20,7 @@ from typing import Any
 from llmir.artifact_writer import locked
 from llmir.bench.peers.base import Environment
 from llmir.errors import DeviceError, OptionError
+from llmir.host import num_cores
 
 STAMP = "llmir-peer.json"
 HALF_MADE = ".half-made"
@@ -34,6 +35,8 @@ def default_peers_dir() -> Path:
 def stamp_of(environment: Environment) -> dict[str, Any]:
     """What the stamp of an environment made by this plan says."""
     plan = json.loads(json.dumps(dataclasses.asdict(environment)))
+    if not environment.steps:  # as the stamps were before there were any
+        del plan["steps"]
     return {**plan, "python": f"{sys.version_info.major}.{sys.version_info.minor}"}
 
 
@@ -42,7 +45,9 @@ def commands(environment: Environment, here: Path) -> list[list[str]]:
     build = [f"{name}={value.format(here=here)}" for name, value in environment.build.items()]
     pip = ["env", *build, str(here / "bin" / "python"), "-m", "pip", "install"]
     installs = [[*pip, "--disable-pip-version-check", *args] for args in environment.installs]
-    return [[sys.executable, "-m", "venv", str(here)], *installs]
+    places = {"here": here, "cores": num_cores()}
+    steps = [[word.format(**places) for word in step] for step in environment.steps]
+    return [[sys.executable, "-m", "venv", str(here)], *installs, *steps]
 
 
 def ensure(environment: Environment, peers_dir: Path, on_stage: StageHook) -> Path:

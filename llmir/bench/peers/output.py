@@ -43,12 +43,12 @@ class Output:
         """Take the newest rows, and write them.  A file is replaced whole."""
         self.rows, self._limits = rows, limits
         if self.table_file is not None:
-            _replace(self.table_file, self.document() + "\n")
+            replace_file(self.table_file, self.document() + "\n")
         if self.json_file is not None:
             data = [row.to_json(self.failed) for row in rows]
-            _replace(self.json_file, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+            replace_file(self.json_file, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
         if self.plot_file is not None:
-            _replace(self.plot_file, self._drawing())
+            replace_file(self.plot_file, self._drawing())
 
     def document(self) -> str:
         """The rows as Markdown, with what they were measured on and by."""
@@ -80,7 +80,7 @@ class Output:
         )
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_file(path: Path, text: str) -> None:
     """Write beside and rename: who is interrupted keeps the last whole file."""
     beside = path.with_name(f".{path.name}.half")
     beside.write_text(text, encoding="utf-8")

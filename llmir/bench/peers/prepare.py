@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmir.artifact_writer import locked
-from llmir.bench.peers.base import MadeModel, Side, SidePlan
+from llmir.bench.peers.base import Environment, MadeModel, Side, SidePlan
 from llmir.bench.peers.environments import StageHook, ensure
 from llmir.bench.peers.process import SERVE, SideError, SideProcess
 from llmir.digests import DigestMemo
@@ -30,8 +30,8 @@ class Preparer:
 
         Raises OptionError, DeviceError, SideError if the model cannot be made, OSError.
         """
-        python = ensure(plan.environment, self._peers_dir, self._on_stage)
-        model = self._model if plan.model is None else self._made(plan.model)
+        python = self.python(plan.environment)
+        model = self.model_file(plan.model)
         return Side(
             name=plan.name,
             command=worker_command(python, plan.worker, plan.variables),
@@ -39,11 +39,18 @@ class Preparer:
                 "do": "load",
                 "spec": {**plan.spec, "model": str(model), "threads": num_threads},
             },
-            log=self._log(plan.name),
+            log=self.log(plan.name),
             is_same_file=plan.is_same_file,
         )
 
-    def _made(self, made: MadeModel) -> Path:
+    def python(self, environment: Environment) -> Path:
+        """The Python of an environment, which is installed if it is not there."""
+        return ensure(environment, self._peers_dir, self._on_stage)
+
+    def model_file(self, made: MadeModel | None) -> Path:
+        """The model in a form, which is made if it is not there; None: the file itself."""
+        if made is None:
+            return self._model
         place = self._made_dir / made.form
         with locked(place):  # another run may be making it
             return self._make(made, place)
@@ -51,7 +58,7 @@ class Preparer:
     def _make(self, made: MadeModel, place: Path) -> Path:
         if place.exists():
             return place
-        python = ensure(made.environment, self._peers_dir, self._on_stage)
+        python = self.python(made.environment)
         # Whole or not at all: written beside and renamed.
         half = self._made_dir / f"half-{made.form}"
         if half.is_dir():
@@ -62,7 +69,7 @@ class Preparer:
             name=made.form,
             command=worker_command(python, made.worker, {}),
             load={"do": "make", "spec": spec},
-            log=self._log(f"make-{made.form}"),
+            log=self.log(f"make-{made.form}"),
         )
         with self._on_stage(f"making {made.form}"):
             try:
@@ -72,7 +79,8 @@ class Preparer:
             os.rename(half, place)
         return place
 
-    def _log(self, name: str) -> Path:
+    def log(self, name: str) -> Path:
+        """Where a process of this name writes what it says."""
         return self._peers_dir / "logs" / f"{name.replace(' ', '-')}.log"
 
 

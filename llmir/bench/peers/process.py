@@ -29,7 +29,11 @@ class SideError(Exception):
 
 
 class SideProcess:
-    """One running side.  load_s: from the start of the process to being ready."""
+    """One running side.
+
+    load_s             from the start of the process to being ready
+    peak_memory_bytes  of the last command; None: unknown
+    """
 
     def __init__(self, side: Side) -> None:
         """Start it and load the model.  Raises SideError."""
@@ -102,6 +106,7 @@ class SideProcess:
         except OSError as error:
             raise SideError(f"its process is gone; see {self._log.name}") from error
         answer: dict[str, Any] = json.loads(self._line(timeout_s))
+        self.peak_memory_bytes: int | None = answer.get("peak_memory_bytes")
         if "error" in answer:
             raise SideError(answer["error"])
         return answer

@@ -1,8 +1,4 @@
-"""The alternation: for each metric A B C … A B C …, one round of each side at a time.
-
-A side's process lives on between rounds, stopped.  When memory runs short, the process whose
-turn is farthest in the past is ended; it starts again, and fills its cache again, at its next.
-"""
+"""The alternation: for each metric A B C … A B C …, one round of each side at a time."""
 
 from __future__ import annotations
 
@@ -13,13 +9,9 @@ from dataclasses import dataclass, field
 from llmir.bench.peers.base import Side
 from llmir.bench.peers.environments import StageHook
 from llmir.bench.peers.metrics import Metric
+from llmir.bench.peers.pool import FIRST_GUESS_BYTES, ProcessPool
 from llmir.bench.peers.process import SideError, SideProcess
 from llmir.host import available_bytes
-
-# What is to stay free beside the processes.
-RESERVE_BYTES = 1 << 30
-# A side that has not run yet may need this much, of a small model.
-FIRST_GUESS_BYTES = 4 << 30
 
 
 @dataclass(slots=True, kw_only=True)
@@ -56,7 +48,7 @@ class Cell:
 
 
 class Runner:
-    """Keeps the sides' processes."""
+    """Measures the rounds of metrics; the arguments are those of pool.ProcessPool."""
 
     def __init__(
         self,
@@ -64,12 +56,7 @@ class Runner:
         free_bytes: Callable[[], int] = available_bytes,
         first_guess_bytes: int = FIRST_GUESS_BYTES,
     ) -> None:
-        self._start = start
-        self._free_bytes = free_bytes
-        self._first_guess_bytes = first_guess_bytes
-        self._running: dict[Side, SideProcess] = {}  # the one that ran last is last
-        self._loads_s: dict[Side, list[float]] = {}
-        self._peaks: dict[Side, int] = {}
+        self.pool = ProcessPool(start, free_bytes, first_guess_bytes)
 
     def run(
         self,
@@ -93,40 +80,22 @@ class Runner:
 
     def close(self) -> None:
         """End all processes."""
-        for side in list(self._running):
-            self._end(side)
+        self.pool.close()
 
     def _round(self, metric: Metric, side: Side, cell: Cell, seed: int) -> None:
         try:
-            process = self._process(side)
+            process = self.pool.get(side)
             answer = process.ask(metric.command(seed))
         except (SideError, OSError) as error:
             cell.error = str(error)
-            self._end(side)
+            self.pool.end(side)
             return
         cell.rates.append(metric.tokens_timed / answer["seconds"])
         cell.others_cpu_shares.append(answer.get("others_cpu_share"))
-        cell.load_s = statistics.median(self._loads_s[side])
+        cell.load_s = statistics.median(self.pool.loads_s(side))
         cell.kv_dtype = process.about.get("kv_dtype", "")
         cell.versions = process.about.get("versions", {})
         peak = answer["peak_memory_bytes"]
         if peak is not None:
             cell.peak_memory_bytes = max(peak, cell.peak_memory_bytes or 0)
-            self._peaks[side] = max(peak, self._peaks.get(side, 0))
-
-    def _process(self, side: Side) -> SideProcess:
-        """The side's process, started if it is not running."""
-        if side in self._running:
-            self._running[side] = self._running.pop(side)
-            return self._running[side]
-        needed = self._peaks.get(side, self._first_guess_bytes) + RESERVE_BYTES
-        while self._running and self._free_bytes() < needed:
-            self._end(next(iter(self._running)))
-        process = self._running[side] = self._start(side)
-        self._loads_s.setdefault(side, []).append(process.load_s)
-        return process
-
-    def _end(self, side: Side) -> None:
-        process = self._running.pop(side, None)
-        if process is not None:
-            process.close()
+            self.pool.note_peak(side, peak)

@@ -11,9 +11,10 @@ from llmir.bench.peers import llmir_side
 from llmir.bench.peers.base import Side, SidePlan
 from llmir.bench.peers.environments import StageHook
 from llmir.bench.peers.metrics import Metric
+from llmir.bench.peers.pool import FIRST_GUESS_BYTES
 from llmir.bench.peers.prepare import Preparer
 from llmir.bench.peers.process import SideError
-from llmir.bench.peers.rounds import FIRST_GUESS_BYTES, Cell, Runner
+from llmir.bench.peers.rounds import Cell, Runner
 from llmir.bench.peers.rows import PeerRow, make_row
 from llmir.bench.worker import run_job
 from llmir.errors import LlmirError

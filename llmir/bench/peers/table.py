@@ -24,7 +24,7 @@ def summary(rows: Sequence[PeerRow]) -> str:
                 f"{_percent(row.share_of_limit)} {row.limit}".strip(),
             ]
         )
-    return _markdown(lines, left={0, 3, 6})
+    return markdown(lines, left={0, 3, 6})
 
 
 def details(rows: Sequence[PeerRow]) -> str:
@@ -51,7 +51,7 @@ def details(rows: Sequence[PeerRow]) -> str:
                     "" if cell.peak_memory_bytes is None else f"{cell.peak_memory_bytes / 1e6:.0f}",
                 ]
             )
-    return _markdown(lines, left={0, 1, 2})
+    return markdown(lines, left={0, 1, 2})
 
 
 def failures(rows: Sequence[PeerRow], unprepared: Mapping[str, str]) -> str:
@@ -71,7 +71,8 @@ def used_versions(rows: Sequence[PeerRow]) -> dict[str, str]:
     return {name: v for row in rows for cell in row.cells for name, v in cell.versions.items()}
 
 
-def _markdown(lines: Sequence[Sequence[str]], left: set[int]) -> str:
+def markdown(lines: Sequence[Sequence[str]], left: set[int]) -> str:
+    """Lines of cells, the header first, as an aligned table.  left: columns aligned to the left."""
     widths = [max(3, *(len(line[i]) for line in lines)) for i in range(len(lines[0]))]
 
     def text(line: Sequence[str]) -> str:

@@ -3,11 +3,15 @@
     {"do": "load", "spec": {…}}                                   → {"kv_dtype": …, "versions": …}
     {"do": "decode", "batch": B, "depth": D, "steps": N, "seed": s} → {"seconds": …}
     {"do": "prefill", "tokens": T, "seed": s}                      → {"seconds": …}
+    {"do": "generate", "prompts": [[id, …], …], "max_tokens": N, "temperature": t, "top_p": p,
+     "seed": s}                                                    → {"seconds": …}
     {"do": "logits", "tokens": [id, …], "place": file}             → {}
     {"do": "make", "spec": {…}}                                    → {}
 
 MODULE, a file beside this one, has `class Side` with `__init__(spec)`, `about()`,
-`decode(batch, depth, steps, seed)` and `prefill(tokens, seed)`; `logits(tokens, place)` if
+`decode(batch, depth, steps, seed)` and `prefill(tokens, seed)`;
+`generate(prompts, max_tokens, temperature, top_p, seed)` if it is compared offline, which answers
+all prompts with as many tokens each, whatever they are; `logits(tokens, place)` if
 its accuracy is measured, which writes float32 [tokens, V] into a file; and `make(spec)` if its
 peer has model files to write.  The answer to everything has `peak_memory_bytes`, the most since
 the command came; or it is
@@ -106,6 +110,8 @@ def main() -> None:
                     answer = measured(decode)
                 case "prefill":
                     answer = measured(functools.partial(side.prefill, **command))
+                case "generate":
+                    answer = measured(functools.partial(side.generate, **command))
                 case "logits":
                     side.logits(**command)
                 case "make":

@@ -4,6 +4,8 @@ decode   one llama_decode for the `batch` sequences per step, logits of each; fi
          tokens, so no sampling.  Timed: filling the batch, llama_decode, llama_synchronize
          and getting hold of the logits.
 prefill  one llama_decode of the whole prompt into an empty cache, logits of its last token.
+generate the prompts in batches of UBATCH_TOKENS, several in one; then a token of each per
+         step, the likeliest, found with numpy; two of the prompts first, to warm up.
 logits   llama_decode of UBATCH_TOKENS tokens at a time into an empty cache, logits of all.
 
 A filled cache is kept for the next round of the same metric: what a round appended is
@@ -20,6 +22,7 @@ from importlib import import_module
 from typing import Any
 
 UBATCH_TOKENS = 512
+WARM_UP_TOKENS = 4
 CONTEXT_MULTIPLE = 256
 FILE_TYPES = {"f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7, "bf16": 32}
 KV_TYPES = {"f16": 1, "q8_0": 8}
@@ -87,6 +90,49 @@ class Side:
             self._api.llama_memory_seq_rm(self._memory(), seq, depth, -1)
         return seconds
 
+    def generate(
+        self,
+        prompts: list[list[int]],
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+    ) -> float:
+        if temperature:
+            raise ValueError("this worker generates greedily alone")
+        self._open(len(prompts), max(map(len, prompts)) + max_tokens)
+        self._answer(prompts[:2], WARM_UP_TOKENS)
+        return self._answer(prompts, max_tokens)
+
+    def _answer(self, prompts: list[list[int]], max_tokens: int) -> float:
+        """Seconds until each prompt has its tokens."""
+        self._filled = None
+        self._api.llama_memory_clear(self._memory(), False)
+        rows = [
+            (token, position, seq, position == len(prompt) - 1)
+            for seq, prompt in enumerate(prompts)
+            for position, token in enumerate(prompt)
+        ]
+        start = time.perf_counter()
+        newest = [0] * len(prompts)
+        for at in range(0, len(rows), UBATCH_TOKENS):
+            part = rows[at : at + UBATCH_TOKENS]
+            self._decode(part)
+            for i, (_, _, seq, wanted) in enumerate(part):
+                if wanted:
+                    newest[seq] = self._likeliest(i)
+        for step in range(max_tokens - 1):
+            self._decode(
+                [(newest[seq], len(prompt) + step, seq, True) for seq, prompt in enumerate(prompts)]
+            )
+            newest = [self._likeliest(i) for i in range(len(prompts))]
+        return time.perf_counter() - start
+
+    def _likeliest(self, row: int) -> int:
+        numpy: Any = import_module("numpy")
+        logits = self._api.llama_get_logits_ith(self._context, row)
+        return int(numpy.ctypeslib.as_array(logits, (self._vocab_size,)).argmax())
+
     def logits(self, tokens: list[int], place: str) -> None:
         """Teacher-forced logits of all tokens into the file `place`, float32 [tokens, V]."""
         self._open(1, len(tokens))
@@ -141,19 +187,33 @@ class Side:
 
         last_only: of one sequence, with the logits of its last token unless of all.
         """
+        self._decode(
+            [
+                (
+                    token,
+                    position + i if last_only else position,
+                    seqs[0] if last_only else seqs[i],
+                    all_logits or not last_only or i == len(ids) - 1,
+                )
+                for i, token in enumerate(ids)
+            ]
+        )
+        for i in range(len(ids)) if not last_only else [len(ids) - 1]:
+            self._api.llama_get_logits_ith(self._context, i)
+
+    def _decode(self, rows: list[tuple[int, int, int, bool]]) -> None:
+        """One llama_decode of (token, position, sequence, whether its logits are wanted)."""
         batch = self._batch
-        batch.n_tokens = len(ids)
-        for i, token in enumerate(ids):
+        batch.n_tokens = len(rows)
+        for i, (token, position, seq, wanted) in enumerate(rows):
             batch.token[i] = token
-            batch.pos[i] = position + i if last_only else position
+            batch.pos[i] = position
             batch.n_seq_id[i] = 1
-            batch.seq_id[i][0] = seqs[0] if last_only else seqs[i]
-            batch.logits[i] = all_logits or not last_only or i == len(ids) - 1
+            batch.seq_id[i][0] = seq
+            batch.logits[i] = wanted
         if status := self._api.llama_decode(self._context, batch):
             raise RuntimeError(f"llama_decode returned {status}")
         self._api.llama_synchronize(self._context)
-        for i in range(len(ids)) if not last_only else [len(ids) - 1]:
-            self._api.llama_get_logits_ith(self._context, i)
 
 
 def _log_errors(level: int, text: bytes, user_data: object) -> None:

@@ -3,6 +3,7 @@
 decode   timed: the allocation of pages, the making of the batch, the step, until the tokens
          are on the host.  Fixed random tokens, so no sampling.
 prefill  the same, in chunks of max_num_batched_tokens, to the first token.
+generate LLM.generate, token ids in and out; two of the prompts first, to warm up.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 from typing import Any
+
+WARM_UP_TOKENS = 4
 
 
 class Side:
@@ -21,11 +24,12 @@ class Side:
 
         artifact = artifacts.load(Path(spec["artifact"]))
         self._manifest = artifact.manifest
-        self._runner = open_artifact(
+        self._opened = open_artifact(
             artifact,
             kv_cache_memory_bytes=spec["kv_cache_memory_bytes"],
             num_threads=spec["threads"],
-        ).runner
+        )
+        self._runner = self._opened.runner
         self._key: tuple[int, int, int] | None = None
         self._seqs: Any = None
 
@@ -68,6 +72,50 @@ class Side:
                 start = time.perf_counter()
             self._seqs.step(Span(depth + step, depth + step + 1))
         return time.perf_counter() - start
+
+    def generate(
+        self,
+        prompts: list[list[int]],
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+    ) -> float:
+        self._release()
+        self._answer(prompts[:2], WARM_UP_TOKENS, temperature, top_p, seed)
+        return self._answer(prompts, max_tokens, temperature, top_p, seed)
+
+    def _answer(
+        self,
+        prompts: list[list[int]],
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+    ) -> float:
+        from llmir.engine import LLM, SamplingParams
+
+        # An engine of its own: no other has left pages of these prompts.
+        opened = self._opened
+        llm = LLM(opened.runner, opened.tokenizer, generation_config=opened.generation_config)
+        params = [
+            SamplingParams(
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed + i,
+                max_tokens=max_tokens,
+                ignore_eos=True,
+                detokenize=False,
+            )
+            for i in range(len(prompts))
+        ]
+        start = time.perf_counter()
+        outputs = llm.generate(prompts, params)
+        seconds = time.perf_counter() - start
+        counts = [len(output.outputs[0].token_ids) for output in outputs]
+        if counts != [max_tokens] * len(prompts):
+            raise RuntimeError(f"expected {max_tokens} tokens of each prompt, got {counts}")
+        return seconds
 
     def _release(self) -> None:
         if self._seqs is not None:

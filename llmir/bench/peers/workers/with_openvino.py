@@ -5,6 +5,7 @@ decode   all sequences are added, with prompts of `depth` random tokens, and ste
          after the warm-up, with the pipeline's scheduler and greedy sampling in them, which
          its API does not let one leave out.
 prefill  one request for one token: adding it, and the step that answers it.
+generate all prompts added, stepped until all are answered; two of them first, to warm up.
 
 Prefix caching is off.  The precision of the KV cache is the runtime's default for the device
 unless given.
@@ -16,6 +17,8 @@ import random
 import time
 from importlib import import_module
 from typing import Any
+
+WARM_UP_TOKENS = 4
 
 
 class Side:
@@ -79,11 +82,39 @@ class Side:
             raise RuntimeError(f"expected {wanted} tokens of each sequence, got {counts}")
         return seconds
 
-    def _add(self, prompt: list[int], max_new_tokens: int) -> Any:
+    def generate(
+        self,
+        prompts: list[list[int]],
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+    ) -> float:
+        sampling = (
+            {"do_sample": True, "temperature": temperature, "top_p": top_p, "rng_seed": seed}
+            if temperature
+            else {}
+        )
+        self._answer(prompts[:2], WARM_UP_TOKENS, sampling)
+        return self._answer(prompts, max_tokens, sampling)
+
+    def _answer(self, prompts: list[list[int]], max_tokens: int, sampling: dict[str, Any]) -> float:
+        start = time.perf_counter()
+        handles = [self._add(prompt, max_tokens, **sampling) for prompt in prompts]
+        self._finish()
+        counts = [sum(len(o.generated_ids) for o in h.read_all()) for h in handles]
+        seconds = time.perf_counter() - start
+        if counts != [max_tokens] * len(prompts):
+            raise RuntimeError(f"expected {max_tokens} tokens of each prompt, got {counts}")
+        return seconds
+
+    def _add(self, prompt: list[int], max_new_tokens: int, **sampling: Any) -> Any:
         config = self._genai.GenerationConfig()
         config.max_new_tokens = max_new_tokens
         config.ignore_eos = True
         config.do_sample = False
+        for name, value in sampling.items():
+            setattr(config, name, value)
         self._next_id += 1
         numpy: Any = import_module("numpy")
         ids = self._tensor(numpy.array([prompt], dtype=numpy.int64))

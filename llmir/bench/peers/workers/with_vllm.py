@@ -5,6 +5,7 @@ decode   all sequences are added, with prompts of `depth` random tokens, and ste
          after the warm-up, with vLLM's scheduler and greedy sampling in them, which its API
          does not let one leave out; no text is made.
 prefill  one request for one token: adding it, and the steps until it is answered.
+generate all prompts added, stepped until all are answered; two of them first, to warm up.
 
 Prefix caching is off.
 """
@@ -15,6 +16,8 @@ import random
 import time
 from importlib import import_module
 from typing import Any
+
+WARM_UP_TOKENS = 4
 
 
 class Side:
@@ -72,13 +75,46 @@ class Side:
             raise RuntimeError(f"expected {wanted} tokens of each sequence, got {counts}")
         return seconds
 
+    def generate(
+        self,
+        prompts: list[list[int]],
+        max_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+    ) -> float:
+        sampling = {"temperature": temperature, "top_p": top_p}
+        self._answer(prompts[:2], WARM_UP_TOKENS, sampling, seed)
+        return self._answer(prompts, max_tokens, sampling, seed)
+
+    def _answer(
+        self, prompts: list[list[int]], max_tokens: int, sampling: dict[str, float], seed: int
+    ) -> float:
+        start = time.perf_counter()
+        counts = {
+            self._add(prompt, max_tokens, seed=seed + i, **sampling): 0
+            for i, prompt in enumerate(prompts)
+        }
+        while self._engine.has_unfinished_requests():
+            self._step(counts)
+        seconds = time.perf_counter() - start
+        if set(counts.values()) != {max_tokens}:
+            raise RuntimeError(f"expected {max_tokens} tokens of each prompt, got {counts}")
+        return seconds
+
     def _step(self, counts: dict[str, int]) -> None:
         for output in self._engine.step():
             counts[output.request_id] = len(output.outputs[0].token_ids)
 
-    def _add(self, prompt: list[int], max_tokens: int) -> str:
+    def _add(
+        self, prompt: list[int], max_tokens: int, temperature: float = 0.0, **more: float
+    ) -> str:
         params = self._vllm.SamplingParams(
-            temperature=0.0, max_tokens=max_tokens, ignore_eos=True, detokenize=False
+            temperature=temperature,
+            max_tokens=max_tokens,
+            ignore_eos=True,
+            detokenize=False,
+            **more,
         )
         self._next_id += 1
         name = str(self._next_id)
