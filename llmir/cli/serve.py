@@ -62,6 +62,11 @@ def engine_flags(command: Decorated) -> Decorated:
             "prompt is cached the furthest (lpm).",
         ),
         click.option(
+            "--speculative-config",
+            metavar="JSON",
+            help='Draft tokens ahead: \'{"method": "ngram", "num_speculative_tokens": 4}\'.',
+        ),
+        click.option(
             "--kv-cache-dtype",
             type=click.Choice(list(KV_DTYPES)),
             help="How the KV cache stores numbers; of an artifact, how it must.",
@@ -128,7 +133,13 @@ def limit_flags(command: Decorated) -> Decorated:
 @click.command(epilog=EPILOG)
 @click.argument("model")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    default=8000,
+    show_default=True,
+    help="Port to listen on; 0: one that is free.",
+)
 @click.option("--uds", metavar="PATH", help="Listen on a Unix socket, not on host and port.")
 @click.option(
     "--served-model-name",
@@ -233,6 +244,7 @@ def open_engine(
     threads: int | None,
     kv_cache_memory: int | None,
     verify_weights: str,
+    speculative_config: str | None,
     **options: Any,
 ) -> AsyncLLM:
     """The engine of an artifact, or of what a model is compiled into.  Raises as `llmir.LLM`."""
@@ -249,6 +261,7 @@ def open_engine(
             kv_cache_memory_bytes=kv_cache_memory,
             num_threads=threads,
             verify_weights=verify_weights,
+            speculative_config=_json("--speculative-config", speculative_config),
             on_stage=on_stage,
             **options,
             **given,
@@ -306,6 +319,15 @@ def read_chat_template(given: str, engine: AsyncLLM) -> str:
     return text
 
 
+def _json(flag: str, text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise OptionError(f"{flag} {text} is not JSON: {error}") from error
+
+
 def _keys_of(file: str | None) -> list[str]:
     if file is None:
         return []
@@ -321,10 +343,7 @@ def _origins(given: Sequence[str]) -> tuple[str, ...]:
         if not value.startswith("["):
             origins.append(value)
             continue
-        try:
-            several = json.loads(value)
-        except ValueError as error:
-            raise OptionError(f"--allowed-origins {value} is not a JSON list: {error}") from error
+        several = _json("--allowed-origins", value)
         if not all(isinstance(origin, str) for origin in several):
             raise OptionError(f"--allowed-origins {value} must be a list of strings")
         origins += several

@@ -49,6 +49,7 @@ class Job:
 
     def __init__(self, serving: Serving, body: SamplingFields, id: str) -> None:
         serving.check_model(body.model)
+        serving.check_open()  # before a long prompt is tokenized for nothing
         if body.stream_options is not None and not body.stream:
             raise ApiError(400, "stream_options is for streams: set stream", param="stream_options")
         if body.prompt_logprobs is not None and body.stream:

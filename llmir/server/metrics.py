@@ -64,6 +64,12 @@ class _EngineCollector(Collector):
             ),
             "prompt_tokens": ("Prompt tokens computed or reused.", stats.prompt_tokens),
             "generation_tokens": ("Tokens sampled.", stats.generation_tokens),
+            "spec_decode_num_drafts": ("Drafts verified.", stats.num_drafts),
+            "spec_decode_num_draft_tokens": ("Tokens drafted.", stats.num_draft_tokens),
+            "spec_decode_num_accepted_tokens": (
+                "Drafted tokens that were right.",
+                stats.num_accepted_tokens,
+            ),
             "iterations": ("Steps run.", stats.num_steps),
             "iteration_tokens": ("Tokens in the steps run.", stats.num_batched_tokens),
         }

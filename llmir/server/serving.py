@@ -154,13 +154,20 @@ class Serving:
                 raise ApiError(400, str(error), param=work.param) from error
             raise
 
-    @contextmanager
-    def _admitted(self, work: Work) -> Iterator[None]:
-        """Counts the sequences of some work while it is being done, if it may be."""
+    def check_open(self, num_wanted: int = 1) -> None:
+        """Raises ApiError 503 if `num_wanted` sequences more cannot be taken now."""
         if self.engine.errored is not None:
             raise ApiError(503, "the engine broke: this server must be started again")
         if not self.is_ready:
             raise overloaded("the server is shutting down", retry_after_s=5)
+        # Those on their way to the engine count too, which its own numbers do not show yet.
+        num_waiting = max(0, self.num_sequences - self.engine.stats().num_running)
+        if num_waiting + num_wanted > self.settings.max_waiting:
+            raise overloaded(f"{num_waiting} sequences are waiting already; try again later")
+
+    @contextmanager
+    def _admitted(self, work: Work) -> Iterator[None]:
+        """Counts the sequences of some work while it is being done, if it may be."""
         num_wanted, most = work.num_sequences, self.settings.max_waiting
         if num_wanted > most:
             raise ApiError(
@@ -168,10 +175,7 @@ class Serving:
                 f"the request asks for {num_wanted} outputs; this server takes {most} at a time",
                 param=work.param if len(work.prompts) > 1 else "n",
             )
-        # Those on their way to the engine count too, which its own numbers do not show yet.
-        num_waiting = max(0, self.num_sequences - self.engine.stats().num_running)
-        if num_waiting + num_wanted > most:
-            raise overloaded(f"{num_waiting} sequences are waiting already; try again later")
+        self.check_open(num_wanted)
         self.num_sequences += num_wanted
         try:
             yield

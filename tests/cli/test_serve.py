@@ -82,6 +82,7 @@ def test_every_flag(tiny_artifact: Path, tmp_path: Path) -> None:
         "--shutdown-timeout": 5,
         "--kv-cache-memory": "1M",
         "--threads": 1,
+        "--speculative-config": '{"method": "ngram", "num_speculative_tokens": 2}',
         "--log-level": "warning",
     }
     names = ["--served-model-name", "a", "--served-model-name", "b"]
@@ -150,7 +151,9 @@ def test_the_first_signal_lets_answers_end_and_the_second_does_not(tiny_artifact
         (["--api-key", "two words"], 2, "API key"),
         (["--api-key-file", os.devnull], 2, "has no key in it"),
         (["--allowed-origins", "[1]"], 2, "list of strings"),
-        (["--allowed-origins", "[x"], 2, "not a JSON list"),
+        (["--allowed-origins", "[x"], 2, "is not JSON"),
+        (["--speculative-config", "ngram"], 2, "is not JSON"),
+        (["--speculative-config", '{"method": "eagle"}'], 2, "must be 'ngram', not 'eagle'"),
         (["--max-waiting", 0], 2, "max_waiting must be at least 1"),
         (["--uds", "/nowhere/a.sock"], 8, "No such file or directory: /nowhere/a.sock"),
     ],

@@ -14,6 +14,9 @@ COUNTERS = {
     "prompt_tokens",
     "generation_tokens",
     "request_success",
+    "spec_decode_num_drafts",
+    "spec_decode_num_draft_tokens",
+    "spec_decode_num_accepted_tokens",
     "iterations",
     "iteration_tokens",
 }
