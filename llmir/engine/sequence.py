@@ -45,6 +45,7 @@ class Sequence:
     num_columns           pages from the first position to the last
     first_page            [group] columns before this one fell out of the group's sliding window
     nodes                 the first columns, those that the prefix tree has
+    deepest               while it waits: the last column that the tree had of it
     """
 
     request_id: str
@@ -65,6 +66,7 @@ class Sequence:
     num_columns: int = 0
     first_page: list[int] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
+    deepest: Node | None = None
     logprobs: list[TokenLogprobs] | None = None
     cumulative_logprob: float = 0.0
     finish_reason: FinishReason | None = None
