@@ -31,7 +31,7 @@ from llmir.engine.prefix_tree import Node, PrefixTree
 from llmir.engine.sequence import Sequence, Status
 from llmir.runtime.base import PADDING_PAGE, StepLimits
 
-ColumnKey = tuple[Node | None, tuple[int, ...]]
+ColumnKey = tuple[Node, tuple[int, ...]]
 """A column before it is computed: the one before it, and its tokens."""
 
 
@@ -104,18 +104,26 @@ class BlockManager:
         """Room for tokens in the pages of these sequences that is not used."""
         return sum(seq.num_columns * self.page_size - seq.num_computed_tokens for seq in running)
 
-    def known(self, seq: Sequence) -> list[Node]:
-        """The cached columns that `seq` would begin with, were it taken in now."""
-        return [] if self.tree is None else self.tree.match(seq.tokens(0, self._cacheable(seq)))
+    def num_cached_columns(self, seq: Sequence) -> int:
+        """About how many columns `seq` would begin with."""
+        return 0 if self.tree is None else self._deepest(self.tree, seq).depth
 
-    def wanted(self, seq: Sequence, known: list[Node]) -> ColumnKey | None:
-        """The next column that `seq`, which knows these, would have from the cache; None: none."""
-        return self._column_after(known, seq, self._cacheable(seq))
+    def wanted(self, seq: Sequence) -> ColumnKey | None:
+        """The next column that `seq`, which waits, would have from the cache; None: none."""
+        if self.tree is None:
+            return None
+        node = self._deepest(self.tree, seq)
+        if (node.depth + 1) * self.page_size > self._cacheable(seq):
+            return None
+        return node, self._tokens_after(node, seq)
 
     def computing(self, seq: Sequence) -> ColumnKey | None:
         """The column that `seq`, which runs, adds to the cache next; None: not all of its tokens
         are there yet."""
-        return self._column_after(seq.nodes, seq, seq.num_tokens)
+        if self.tree is None or (len(seq.nodes) + 1) * self.page_size > seq.num_tokens:
+            return None
+        node = seq.nodes[-1] if seq.nodes else self.tree.root
+        return node, self._tokens_after(node, seq)
 
     def room(self, running: Iterable[Sequence]) -> list[int]:
         """[group] Pages that nobody who runs is going to want, as far as is known."""
@@ -130,12 +138,13 @@ class BlockManager:
                 room[group] -= sum(self._needed(group, seq) for seq in running)
         return room
 
-    def admit(self, seq: Sequence, known: list[Node], room: list[int]) -> bool:
+    def admit(self, seq: Sequence, room: list[int]) -> bool:
         """Take in `seq`, which holds no pages, if it fits: with the cached columns it begins with.
 
         All its tokens must fit beside what the running sequences still need, so that a prompt is
         not begun only to be thrown out half way.  `room` is less by what it may need then.
         """
+        known = self._known(seq)
         needs = []
         for group, window in enumerate(self.windows):
             need = self._needed(group, seq)
@@ -182,6 +191,7 @@ class BlockManager:
 
     def free(self, seq: Sequence) -> None:
         """Take back every page of `seq`; it may hold none.  What is cached stays."""
+        seq.deepest = None
         if seq.row is None:
             return
         for group in self._groups:
@@ -196,6 +206,10 @@ class BlockManager:
         seq.first_page = []
         seq.nodes = []
 
+    def _known(self, seq: Sequence) -> list[Node]:
+        """The cached columns that `seq` would begin with, were it taken in now."""
+        return [] if self.tree is None else self.tree.match(seq.tokens(0, self._cacheable(seq)))
+
     def _cacheable(self, seq: Sequence) -> int:
         """The tokens that it can have from the cache: it needs the logits of the last, or more."""
         end = seq.num_tokens - 1
@@ -204,12 +218,23 @@ class BlockManager:
             end = min(end, wanted.start) if wanted else end
         return end
 
-    def _column_after(self, nodes: list[Node], seq: Sequence, end: int) -> ColumnKey | None:
-        start = len(nodes) * self.page_size
-        if self.tree is None or start + self.page_size > end:
-            return None
-        tokens = tuple(seq.tokens(start, start + self.page_size))
-        return nodes[-1] if nodes else None, tokens
+    def _deepest(self, tree: PrefixTree, seq: Sequence) -> Node:
+        """The last column that the tree has of `seq`, whether or not it still has its pages.
+
+        The next look begins where this one ended.
+        """
+        node = seq.deepest or tree.root
+        while not node.attached and node.parent is not None:
+            node = node.parent
+        while (child := node.children.get(self._tokens_after(node, seq))) is not None:
+            node = child
+        seq.deepest = node
+        return node
+
+    def _tokens_after(self, node: Node, seq: Sequence) -> tuple[int, ...]:
+        """The tokens of `seq` in the column after this one; fewer than a page where it ends."""
+        start = node.depth * self.page_size
+        return tuple(seq.tokens(start, start + self.page_size))
 
     def _used(self, group: int, known: list[Node]) -> list[Node]:
         """Of the columns that a sequence begins with, those that the group looks at."""

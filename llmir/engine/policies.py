@@ -18,7 +18,7 @@ from llmir.engine.sequence import Sequence
 from llmir.errors import UnknownNameError
 
 LPM_WINDOW = 128
-"""Waiting requests that `lpm` compares; finding a prefix costs some microseconds each."""
+"""Waiting requests that `lpm` compares: to look at one takes about a microsecond in every step."""
 
 
 class Policy(Protocol):
@@ -31,12 +31,10 @@ class Policy(Protocol):
         """
         ...
 
-    def order(
-        self, waiting: Seq[Sequence], cached_pages: Callable[[Sequence], int]
-    ) -> Seq[Sequence]:
+    def order(self, waiting: Seq[Sequence], num_cached: Callable[[Sequence], int]) -> Seq[Sequence]:
         """`waiting`, which comes by rank and arrival, as it is to be begun.
 
-        cached_pages: with how many pages a sequence begins that are in the cache now.
+        num_cached: about how many of a sequence's first columns are in the cache now.
         """
         ...
 
@@ -47,9 +45,7 @@ class Fcfs:
     def rank(self, seq: Sequence) -> int:
         return 0
 
-    def order(
-        self, waiting: Seq[Sequence], cached_pages: Callable[[Sequence], int]
-    ) -> Seq[Sequence]:
+    def order(self, waiting: Seq[Sequence], num_cached: Callable[[Sequence], int]) -> Seq[Sequence]:
         return waiting
 
 
@@ -63,10 +59,8 @@ class Priority(Fcfs):
 class LongestPrefix(Fcfs):
     """The longest cached prefix first, among the LPM_WINDOW that have waited longest."""
 
-    def order(
-        self, waiting: Seq[Sequence], cached_pages: Callable[[Sequence], int]
-    ) -> Seq[Sequence]:
-        oldest = sorted(waiting[:LPM_WINDOW], key=cached_pages, reverse=True)  # stable
+    def order(self, waiting: Seq[Sequence], num_cached: Callable[[Sequence], int]) -> Seq[Sequence]:
+        oldest = sorted(waiting[:LPM_WINDOW], key=num_cached, reverse=True)  # stable
         return [*oldest, *waiting[LPM_WINDOW:]]
 
 

@@ -32,6 +32,8 @@ class Node:
     last_used:  [group] the tree's clock when the last user let go
     ends:       how many sequences and pins have this as their last column: the node stays in the
                 tree for what comes after it, also when a window has left all of its pages behind
+    depth:      columns from the root to this one, itself too
+    attached:   False once the node is no longer in the tree
     """
 
     parent: Node | None
@@ -41,6 +43,8 @@ class Node:
     last_used: list[int]
     children: dict[tuple[int, ...], Node] = field(default_factory=dict)
     ends: int = 0
+    depth: int = 0
+    attached: bool = True
 
 
 class PrefixTree:
@@ -48,6 +52,7 @@ class PrefixTree:
 
     Attributes:
         num_idle: [group] pages that nobody uses: all of them can be evicted.
+        root: the node before the first column.
         num_nodes: nodes, the root not counted.
     """
 
@@ -60,7 +65,7 @@ class PrefixTree:
         self._pools = pools
         self._windows = windows
         self._groups = range(len(pools))
-        self._root = self._node(None, ())
+        self.root = self._node(None, ())
         self._clock = 0
         # [group] (last_used, number, node) of what may be evicted; entries may be out of date.
         self._idle: list[list[tuple[int, int, Node]]] = [[] for _ in pools]
@@ -71,7 +76,7 @@ class PrefixTree:
     def match(self, tokens: Sequence[int]) -> list[Node]:
         """The columns of the longest prefix of `tokens` that can be attended to."""
         nodes: list[Node] = []
-        node, usable = self._root, 0
+        node, usable = self.root, 0
         # [group] columns in a row, up to this one, that have their page
         unbroken = [0] * len(self._pools)
         for column in range(len(tokens) // self.page_size):
@@ -134,7 +139,7 @@ class PrefixTree:
         Returns the column, whose pages are the caller's; or, where it was known already, the
         tree's, and the caller's are free then.
         """
-        parent = parent or self._root
+        parent = parent or self.root
         key = tuple(tokens)
         node = parent.children.get(key)
         if node is None:
@@ -179,7 +184,7 @@ class PrefixTree:
 
     def nodes(self) -> Iterator[Node]:
         """Every node, parents first."""
-        stack = list(self._root.children.values())
+        stack = list(self.root.children.values())
         while stack:
             node = stack.pop()
             yield node
@@ -187,7 +192,9 @@ class PrefixTree:
 
     def _node(self, parent: Node | None, tokens: tuple[int, ...]) -> Node:
         groups = len(self._pools)
-        return Node(parent, tokens, [PADDING_PAGE] * groups, [0] * groups, [0] * groups)
+        depth = 0 if parent is None else parent.depth + 1
+        pages = [PADDING_PAGE] * groups
+        return Node(parent, tokens, pages, [0] * groups, [0] * groups, depth=depth)
 
     def _is_evictable(self, node: Node, group: int) -> bool:
         if node.users[group] or node.pages[group] == PADDING_PAGE:
@@ -209,6 +216,7 @@ class PrefixTree:
         while node.parent and not (node.ends or node.children or any(node.pages)):
             parent = node.parent
             del parent.children[node.tokens]
+            node.attached = False
             self.num_nodes -= 1
             for group in self._groups:
                 if self._windows[group] is None:

@@ -243,15 +243,14 @@ class Scheduler:
         computing = {self.blocks.computing(seq) for seq in self.running}
         num_held_back = 0
         for seq in self._candidates():
-            known = self.blocks.known(seq)
-            wanted = self.blocks.wanted(seq, known)
+            wanted = self.blocks.wanted(seq)
             if wanted is not None and wanted in computing:
                 # Another computes what comes next in `seq`: it begins when that is in the cache.
                 num_held_back += 1
                 if self._waiting.is_due(seq) or num_held_back == self.max_num_seqs:
                     break
                 continue
-            if not self.blocks.admit(seq, known, room):
+            if not self.blocks.admit(seq, room):
                 break
             self._begin(seq)
             length = self._chunk_length(seq, schedule, 0)
@@ -281,7 +280,7 @@ class Scheduler:
         """Who is to be taken in, in this order."""
         yield from list(self.preempted)
         if not self.preempted:
-            yield from self._waiting.candidates(lambda seq: len(self.blocks.known(seq)))
+            yield from self._waiting.candidates(self.blocks.num_cached_columns)
 
     # -- chunks ----------------------------------------------------------------------------
 

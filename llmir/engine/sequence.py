@@ -43,8 +43,9 @@ class Sequence:
     row                   its row of the page table; None: it holds no pages
     num_columns           pages from the first position to the last
     first_page            [group] columns before this one fell out of the group's sliding window
-    ended_by_token        the last token is one that ends outputs, and no part of the text
     nodes                 the first columns, those that the prefix tree has
+    deepest               while it waits: the last column that the tree had of it
+    ended_by_token        the last token is one that ends outputs, and no part of the text
     """
 
     request_id: str
@@ -65,6 +66,7 @@ class Sequence:
     num_columns: int = 0
     first_page: list[int] = field(default_factory=list)
     nodes: list[Node] = field(default_factory=list)
+    deepest: Node | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     ended_by_token: bool = False

@@ -57,13 +57,13 @@ class WaitingQueue:
         """Whether nobody may overtake `seq` any more."""
         return seq.num_overtaken >= self._max_overtakes
 
-    def candidates(self, cached_pages: Callable[[Sequence], int]) -> Iterator[Sequence]:
+    def candidates(self, num_cached: Callable[[Sequence], int]) -> Iterator[Sequence]:
         """Who is to be begun next, and then who, until nobody is left.
 
         The caller begins each, so that its status changes, before it asks for the next, or goes
         past it; it does not go past one that is due.
         """
-        for seq in self._policy.order(list(self._seqs), cached_pages):
+        for seq in self._policy.order(list(self._seqs), num_cached):
             while seq.status is Status.WAITING and self.is_due(oldest := self._oldest()):
                 yield oldest
                 assert oldest.status is not Status.WAITING, "it is due, and was passed over"
