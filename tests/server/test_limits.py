@@ -220,7 +220,7 @@ def test_a_stream_that_takes_too_long_ends_with_an_error():
         assert end == ""
         assert json.loads(last.removeprefix("data: "))["error"]["code"] == "timeout"
 
-    serve(main, make_llm(SlowRunner()), request_timeout_s=0.2)
+    serve(main, make_llm(SlowRunner()), request_timeout_s=1.5)
 
 
 @pytest.mark.parametrize("stream", [False, True])
