@@ -51,10 +51,15 @@ SCHEMAS: dict[str, Schema] = {
     ),
     # objects
     "person": record(name=STRING, age={"type": "integer", "minimum": 0, "maximum": 150}),
-    "optional members": record(["id"], id=INTEGER, name=STRING, note=STRING, done={"type": "boolean"}),
+    "optional members": record(
+        ["id"], id=INTEGER, name=STRING, note=STRING, done={"type": "boolean"}
+    ),
     "nothing required": record([], a=INTEGER, b=INTEGER, c=INTEGER),
     "nested objects": record(
-        user=record(name=STRING, address=record(street=STRING, zip={"type": "string", "pattern": "^[0-9]{5}$"})),
+        user=record(
+            name=STRING,
+            address=record(street=STRING, zip={"type": "string", "pattern": "^[0-9]{5}$"}),
+        ),
         score={"type": "number", "minimum": 0, "maximum": 1},
     ),
     "map": {"type": "object", "additionalProperties": INTEGER, "maxProperties": 3},
@@ -78,7 +83,9 @@ SCHEMAS: dict[str, Schema] = {
         "additionalProperties": {"type": "null"},
         "maxProperties": 2,
     },
-    "odd names": record(**{"two words": INTEGER, 'a"b': INTEGER, "ünï": INTEGER, "": INTEGER, "\n": INTEGER}),
+    "odd names": record(
+        **{"two words": INTEGER, 'a"b': INTEGER, "ünï": INTEGER, "": INTEGER, "\n": INTEGER}
+    ),
     # arrays
     "bounded array": {"type": "array", "items": INTEGER, "minItems": 2, "maxItems": 4},
     "empty array": {"type": "array", "items": STRING, "maxItems": 0},
@@ -149,7 +156,9 @@ SCHEMAS: dict[str, Schema] = {
     },
     "linked list": {
         "$defs": {
-            "list": {"anyOf": [{"type": "null"}, record(head=INTEGER, tail={"$ref": "#/$defs/list"})]}
+            "list": {
+                "anyOf": [{"type": "null"}, record(head=INTEGER, tail={"$ref": "#/$defs/list"})]
+            }
         },
         "$ref": "#/$defs/list",
     },
@@ -186,14 +195,20 @@ SCHEMAS: dict[str, Schema] = {
                 "type": "array",
                 "minItems": 1,
                 "maxItems": 2,
-                "items": record(text=STRING, price={"type": "number", "minimum": 0, "maximum": 999}),
+                "items": record(
+                    text=STRING, price={"type": "number", "minimum": 0, "maximum": 999}
+                ),
             },
         ),
     },
     "configuration": record(
         ["image"],
         image={"type": "string", "pattern": "^[a-z]{1,8}(:[0-9]+\\.[0-9]+)?$"},
-        ports={"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 65535}, "maxItems": 3},
+        ports={
+            "type": "array",
+            "items": {"type": "integer", "minimum": 1, "maximum": 65535},
+            "maxItems": 3,
+        },
         env={"type": "object", "additionalProperties": STRING, "maxProperties": 2},
         restart={"enum": ["no", "always", "on-failure"]},
     ),

@@ -24,8 +24,8 @@ except ImportError:  # not on Windows, where the time alone is bounded
     pass
 else:
     resource.setrlimit(resource.RLIMIT_AS, ({bytes}, {bytes}))
-from llguidance import LLMatcher
-LLMatcher.validate_grammar(sys.stdin.buffer.read().decode())
+from llguidance import LLMatcher, LLTokenizer
+LLMatcher(LLTokenizer("byte"), sys.stdin.buffer.read().decode(), log_level=0).compute_bitmask()
 """
 
 
