@@ -221,8 +221,8 @@ def test_validate_and_rollback():
     for token in (b, b, a, a):
         accept(token)
     assert constraint.complete
-    constraint.rollback(4)
     del tokens[1:]
+    constraint.rollback(4)
     assert not constraint.complete
     np.testing.assert_array_equal(constraint.allowed(vocab_size), first)
     accept(b)

@@ -94,6 +94,20 @@ def test_a_real_vocabulary(demo_artifact: Path):
     assert vocabulary.llg.tokenize_str(text) == ids
 
 
+def test_ids_that_nothing_has():
+    own = json.loads(TOKENIZER.backend.to_str())["model"]
+    last = max(own["vocab"], key=own["vocab"].__getitem__)
+    model = {
+        **own,
+        "vocab": {**own["vocab"], last: own["vocab"][last] + 5},
+        "merges": [pair for pair in own["merges"] if "".join(pair) != last],
+    }
+    tokenizer = changed(TOKENIZER, model=model)
+    assert tokenizer.backend.id_to_token(own["vocab"][last]) is None
+    (output,) = outputs(make_engine(tokenizer, vocab_size=400), params(regex="[a-z]{3,5}"))
+    assert output.finish_reason == "stop"
+
+
 def test_what_decodes_to_something_else_is_refused():
     shout = {"type": "Replace", "pattern": {"String": "a"}, "content": "AA"}
     own = json.loads(SENTENCEPIECE.backend.to_str())["decoder"]["decoders"]

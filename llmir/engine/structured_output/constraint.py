@@ -85,13 +85,13 @@ class Constraint:
         return int(self.matcher.validate_tokens(list(token_ids)))
 
     def rollback(self, num_tokens: int) -> None:
-        """Take back the last tokens that were accepted; the caller takes them off the output."""
+        """Take back the last tokens that were accepted; the output no longer has them."""
         self._mask = None
         if not self.matcher.rollback(num_tokens):
             self._start_again()
 
     def set_mask(self, mask: I32) -> None:
-        """Use this as the mask that `matcher` gave, or will have given when it is looked at."""
+        """Use this as the mask that `matcher` gives now."""
         self._mask = mask
 
     def allowed(self, vocab_size: int) -> NDArray[np.int64]:

@@ -66,8 +66,9 @@ class Vocabulary:
         A constraint on other bytes than those of the text would hold for nothing.
         """
         for token_id in range(0, tokenizer.vocab_size, 1 + tokenizer.vocab_size // CHECKED_TOKENS):
+            missing = tokenizer.backend.id_to_token(token_id) is None
             text = tokenizer.token_text(token_id)
-            if REPLACEMENT in text or self.llg.is_special_token(token_id):
+            if missing or REPLACEMENT in text or self.llg.is_special_token(token_id):
                 continue
             if self.llg.decode_bytes([token_id]) != text.encode():
                 raise RequestError(
