@@ -190,7 +190,7 @@ def sample_top(top: TopLogits, states: Sequence[SampleState]) -> list[int]:
 
 
 def sample_allowed(row_V: F32, state: SampleState, constraint: Constraint) -> int | None:
-    """The next token of a constrained row, as if all other logits were -inf; None: none."""
+    """The next token of a constrained row, as if others' logits were -inf; None: there is none."""
     ids_A = constraint.allowed(len(row_V))
     if len(ids_A) == 0:
         return None

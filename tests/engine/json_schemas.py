@@ -83,6 +83,14 @@ SCHEMAS: dict[str, Schema] = {
         "additionalProperties": {"type": "null"},
         "maxProperties": 2,
     },
+    "not an empty map": {
+        "type": "object",
+        "properties": {"minProperties": {"const": {"minProperties": 9}}},
+        "required": ["minProperties"],
+        "additionalProperties": {"type": "boolean"},
+        "minProperties": 2,
+        "maxProperties": 3,
+    },
     "odd names": record(
         **{"two words": INTEGER, 'a"b': INTEGER, "ünï": INTEGER, "": INTEGER, "\n": INTEGER}
     ),
@@ -228,9 +236,13 @@ UNSUPPORTED: dict[str, tuple[Schema, str]] = {
     "remote": ({"$ref": "https://example.org/schema.json"}, "does not fetch"),
     "overlapping oneOf": ({"oneOf": [{"minimum": 3}, {"maximum": 5}]}, "oneOf"),
     "nested": ({"type": "object", "properties": {"a": {"not": {}}}}, "not"),
+    "members that may repeat": (
+        record(a={"type": "object", "additionalProperties": INTEGER, "minProperties": 2}),
+        "minProperties is 2, and 0 members are required",
+    ),
     "some of many": (
-        {"type": "object", "properties": {"a": {}, "b": {}}, "minProperties": 2},
-        "minProperties|min/maxProperties",
+        {"type": "object", "properties": {"a": {}, "b": {}, "c": {}}, "maxProperties": 2},
+        "min/maxProperties only supported",
     ),
 }
 """Valid schemas that llguidance does not implement, and a word of its reason."""

@@ -68,7 +68,7 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._eos_ids = tuple(eos_ids)
         self._vocabulary: Vocabulary | None = None
-        self._grammars: OrderedDict[str, Grammar] = OrderedDict()
+        self._grammars: OrderedDict[StructuredOutputsParams, Grammar] = OrderedDict()
         self._lock = threading.Lock()
 
     def compile(self, params: StructuredOutputsParams) -> Grammar:
@@ -76,18 +76,18 @@ class GrammarCompiler:
 
         Raises RequestError, which names the parameter, for what cannot be compiled.
         """
-        text = grammar_text(params)
         with self._lock:
-            if text in self._grammars:
-                self._grammars.move_to_end(text)
-                return self._grammars[text]
+            if params in self._grammars:
+                self._grammars.move_to_end(params)
+                return self._grammars[params]
             vocabulary = self._get_vocabulary()
+        text = grammar_text(params)
         # Not under the lock: a grammar may take long, and the library lets other threads run.
         if is_suspicious(text):
             check_apart(text, params.kind)
         grammar = Grammar(vocabulary, text, params.kind)
         with self._lock:
-            self._grammars[text] = grammar
+            self._grammars[params] = grammar
             if len(self._grammars) > CACHED_GRAMMARS:
                 self._grammars.popitem(last=False)
         return grammar

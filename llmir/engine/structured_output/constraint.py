@@ -51,9 +51,12 @@ class Constraint:
         self.matcher = grammar.matcher()
         self._grammar = grammar
         self._token_ids = token_ids
-        self._stop_ids = list(stop_ids)
-        self._end_ids = sorted({*eos_ids, *stop_ids})
-        self._ignored_ids = sorted(set(eos_ids).difference(stop_ids)) if ignore_eos else []
+        vocabulary = grammar.vocabulary
+        ignored = set(eos_ids).difference(stop_ids) if ignore_eos else set()
+        self._end_ids = sorted({*eos_ids, *stop_ids} - ignored)
+        # The library allows the EOS ids that it knows, and nothing else that ends.
+        self._added_ids = sorted(set(self._end_ids).difference(vocabulary.eos_ids))
+        self._never_ids = sorted(ignored.union(vocabulary.never_ids))
         self._min_tokens = min_tokens
         self._mask: I32 | None = None
 
@@ -82,13 +85,13 @@ class Constraint:
         return int(self.matcher.validate_tokens(list(token_ids)))
 
     def rollback(self, num_tokens: int) -> None:
-        """Take back the last tokens that were accepted; the caller takes them off the output."""
+        """Take back the last tokens that were accepted; the output no longer has them."""
         self._mask = None
         if not self.matcher.rollback(num_tokens):
             self._start_again()
 
     def set_mask(self, mask: I32) -> None:
-        """Use this as the mask that `matcher` gave, or will have given when it is looked at."""
+        """Use this as the mask that `matcher` gives now."""
         self._mask = mask
 
     def allowed(self, vocab_size: int) -> NDArray[np.int64]:
@@ -108,9 +111,9 @@ class Constraint:
         assert self._mask is not None
         bits = np.unpackbits(self._mask.view(np.uint8), count=vocab_size, bitorder="little")
         allowed_V = bits.view(np.bool_)
-        if self._stop_ids and self.matcher.is_accepting():
-            allowed_V[self._stop_ids] = True
-        allowed_V[self._ignored_ids] = False
+        if self._added_ids and self.matcher.is_accepting():
+            allowed_V[self._added_ids] = True
+        allowed_V[self._never_ids] = False
         if len(self._token_ids) < self._min_tokens:
             allowed_V[self._end_ids] = False
         ids = np.flatnonzero(allowed_V)

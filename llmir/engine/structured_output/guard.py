@@ -13,6 +13,7 @@ import sys
 from llmir.errors import RequestError
 
 MAX_REGEXES = 8
+MAX_CHARACTERS = 32_768
 MAX_SECONDS = 10
 MAX_BYTES = 1 << 30
 
@@ -20,20 +21,22 @@ CHILD = """
 import sys
 try:
     import resource
-except ImportError:  # not on Windows, where the time alone is bounded
-    pass
-else:
     resource.setrlimit(resource.RLIMIT_AS, ({bytes}, {bytes}))
-from llguidance import LLMatcher
-LLMatcher.validate_grammar(sys.stdin.buffer.read().decode())
+except (ImportError, ValueError):  # not on Windows, nor on macOS: the time alone is bounded
+    pass
+from llguidance import LLMatcher, LLTokenizer
+LLMatcher(LLTokenizer("byte"), sys.stdin.buffer.read().decode(), log_level=0).compute_bitmask()
 """
 
 
 def is_suspicious(grammar: str) -> bool:
-    """Whether many regular expressions may have to hold at once, or a number must be a multiple.
+    """Whether many regular expressions may have to hold at once, a number must be a multiple, or
+    there is simply much of it.
 
     Counts words in llguidance's format, and errs to the side of suspicion.
     """
+    if len(grammar) > MAX_CHARACTERS:
+        return True
     regexes = grammar.count('"pattern"') + grammar.count('"format"')
     joined = any(f'"{word}"' in grammar for word in ("allOf", "anyOf", "oneOf", "$ref"))
     in_lark = "%json" in grammar or grammar.count("&") + grammar.count("~") > MAX_REGEXES

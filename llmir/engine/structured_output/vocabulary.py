@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+import tokenizers
 from llguidance import LLTokenizer
 
 from llmir.engine.tokenizer import Tokenizer
@@ -13,6 +14,7 @@ from llmir.errors import RequestError
 
 CHECKED_TOKENS = 1000
 REPLACEMENT = "\ufffd"
+NO_TOKEN = "<|llmir: no token of the model|>"
 
 
 class Vocabulary:
@@ -21,29 +23,32 @@ class Vocabulary:
     Args:
         tokenizer: whose `tokenizers` library object knows the bytes.
         vocab_size: of the model; ids that the tokenizer does not have are never allowed.
-        eos_ids: all of them are allowed where an output may end; there may be none.
+        eos_ids: those that the tokenizer has are in a mask where an output may end.
 
     Attributes:
-        size: tokens in a mask, at least vocab_size.
-        llg: llguidance's tokenizer.
+        llg: llguidance's tokenizer, of at least vocab_size tokens.
+        eos_ids: as given, those alone that the tokenizer has.
+        never_ids: tokens in masks that the model does not have.
 
     Raises RequestError for a kind of tokenizer whose bytes cannot be worked out.
     """
 
     def __init__(self, tokenizer: Tokenizer, vocab_size: int, eos_ids: Sequence[int]) -> None:
-        self.size = max(vocab_size, tokenizer.vocab_size)
-        self.eos_ids = tuple(eos_ids)
-        if not eos_ids:
-            # The library cannot do without, and takes token 0 where it is told none: one that
-            # the model does not have is never sampled.
-            eos_ids = (self.size,)
-            self.size += 1
+        plain = _without_prefix_space(json.loads(tokenizer.backend.to_str()))
+        backend = tokenizers.Tokenizer.from_str(json.dumps(plain))
+        self.eos_ids = tuple(i for i in eos_ids if backend.id_to_token(i) is not None)
+        self.never_ids: tuple[int, ...] = ()
+        known_eos = list(self.eos_ids)
+        if not known_eos:
+            # The library cannot do without, and takes token 0 where it is told none.
+            backend.add_special_tokens([NO_TOKEN])
+            added = backend.token_to_id(NO_TOKEN)
+            assert added is not None
+            known_eos = [added]
+            self.never_ids = (added,) if added < vocab_size else ()
+        size = max(vocab_size, int(backend.get_vocab_size(with_added_tokens=True)))
         try:
-            self.llg = LLTokenizer(
-                json.dumps(_without_prefix_space(json.loads(tokenizer.backend.to_str()))),
-                n_vocab=self.size,
-                eos_token=list(eos_ids),
-            )
+            self.llg = LLTokenizer(backend.to_str(), n_vocab=size, eos_token=known_eos)
         except ValueError as error:
             raise RequestError(
                 f"structured_outputs cannot be used with this model's tokenizer: {error}"
@@ -53,7 +58,7 @@ class Vocabulary:
     @property
     def num_words(self) -> int:
         """32-bit words of a mask."""
-        return -(-self.size // 32)
+        return -(-int(self.llg.vocab_size) // 32)
 
     def _check(self, tokenizer: Tokenizer) -> None:
         """Compare bytes with what the tokenizer decodes, for tokens all over the vocabulary.
@@ -61,8 +66,9 @@ class Vocabulary:
         A constraint on other bytes than those of the text would hold for nothing.
         """
         for token_id in range(0, tokenizer.vocab_size, 1 + tokenizer.vocab_size // CHECKED_TOKENS):
+            missing = tokenizer.backend.id_to_token(token_id) is None
             text = tokenizer.token_text(token_id)
-            if REPLACEMENT in text or self.llg.is_special_token(token_id):
+            if missing or REPLACEMENT in text or self.llg.is_special_token(token_id):
                 continue
             if self.llg.decode_bytes([token_id]) != text.encode():
                 raise RequestError(
