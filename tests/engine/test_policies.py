@@ -9,9 +9,8 @@ from llmir.engine.sequence import Sequence
 from llmir.errors import RequestError
 
 from .fake_runner import small_limits
-from .helpers import make_engine, make_llm
+from .helpers import GREEDY, make_engine, make_llm
 from .scheduling import make_scheduler, make_seq, names, step
-from .test_llm_engine import GREEDY
 
 POLICIES = ["fcfs", "priority", "lpm"]
 TIGHT = small_limits(num_pages=(7,))  # six pages of four tokens
@@ -50,6 +49,23 @@ def test_the_longest_cached_prefix_is_first():
     for name, shared in [("none", 0), ("one", 4), ("three", 12), ("two", 11), ("three too", 12)]:
         scheduler.add(make_seq([*range(shared), *range(50, 60)], name, 1))
     assert begun(scheduler) == ["three", "three too", "two", "one", "none"]
+
+
+def test_lpm_forgets_what_was_evicted():
+    scheduler = scheduler_of("lpm", max_num_seqs=1)
+    for first in (10, 20):
+        scheduler.add(make_seq([*range(first, first + 12)], str(first), 1))
+        step(scheduler)
+    running = make_seq([60] * 4, "runs", 2)
+    scheduler.add(running)
+    step(scheduler)
+    scheduler.add(make_seq([*range(10, 22)], "longer until it is evicted", 1))
+    scheduler.add(make_seq([*range(20, 28), 1, 2], "shorter", 1))
+    order = scheduler._waiting.candidates(scheduler.blocks.num_cached_columns)
+    assert [seq.request_id for seq in order] == ["longer until it is evicted", "shorter"]
+    for _ in range(2):
+        scheduler.blocks.tree.evict(0)  # the least recently used
+    assert begun(scheduler) == ["runs", "shorter", "longer until it is evicted"]
 
 
 def test_lpm_looks_at_the_oldest_alone_and_at_the_others_later():
@@ -173,12 +189,15 @@ def test_who_is_guaranteed_its_pages_is_never_preempted(policy, windows):
 
 def test_a_guarantee_is_for_the_whole_output():
     scheduler = make_scheduler(TIGHT, admission="guaranteed_no_evict")
-    # 8 tokens and 8 more, of which the last is never fed back: 15, four pages
-    scheduler.add(make_seq(8, "a", 8))
-    scheduler.add(make_seq(5, "b", 5))  # 9, three pages
-    scheduler.add(make_seq(5, "c", 4))  # 8, two pages
+    # 8 tokens and 10 more, of which the last is never fed back: 17, five pages
+    scheduler.add(make_seq(8, "a", 10))
+    scheduler.add(make_seq(4, "b", 2))  # 5, two pages
+    scheduler.add(make_seq(4, "c", 1))  # 4, one page
     assert names(step(scheduler)[0]) == ["a"]  # b does not fit, and c does not overtake it
     assert begun(scheduler) == ["a", "b", "c"]
+    scheduler.add(make_seq(8, "a", 9))  # 16, four pages
+    scheduler.add(make_seq(4, "b", 2))
+    assert names(step(scheduler)[0]) == ["a", "b"]
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "lpm"])
