@@ -220,5 +220,8 @@ def test_priorities_of_generate():
     assert len(llm.generate(prompts, GREEDY, priority=7)) == 3
     with pytest.raises(RequestError, match="2 priorities were given for 3 prompts"):
         llm.generate(prompts, GREEDY, priority=[1, 2])
+    for wrong in (1.5, [1, "2", 3], True):
+        with pytest.raises(RequestError, match="priority must be an integer, not"):
+            llm.generate(prompts, GREEDY, priority=wrong)
     with pytest.raises(RequestError, match="priority is 7, but scheduling_policy is 'fcfs'"):
         make_llm().generate(prompts, GREEDY, priority=7)
