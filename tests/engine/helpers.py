@@ -9,7 +9,6 @@ from llmir.engine import (
     GenerationConfig,
     LLMEngine,
     RequestOutput,
-    SamplingParams,
     SchedulerConfig,
     Tokenizer,
 )
@@ -20,11 +19,6 @@ from .fake_runner import FakeRunner, small_limits
 from .tiny_tokenizers import CONFIG, byte_level
 
 TOKENIZER = Tokenizer(byte_level(), CONFIG)
-GREEDY = SamplingParams(temperature=0, max_tokens=8, detokenize=False)
-
-
-def params_of(max_tokens: int | None, **more: object) -> SamplingParams:
-    return SamplingParams(max_tokens=max_tokens, detokenize=False, **more)
 
 
 def make_engine(limits: StepLimits | None = None, eos: tuple[int, ...] = (), **config: object):
@@ -40,11 +34,6 @@ def make_llm(limits: StepLimits | None = None, generation: dict | None = None, *
         generation_config=GenerationConfig.from_json(generation or {}),
         config=SchedulerConfig(**config),
     )
-
-
-def computed_tokens(engine: LLMEngine) -> list[int]:
-    """Tokens of each step that ran."""
-    return [len(batch.token_ids) for batch in engine.runner.batches]
 
 
 def run(engine: LLMEngine) -> dict[str, RequestOutput]:

@@ -8,16 +8,9 @@ from llmir.engine import SamplingParams
 from llmir.errors import DeviceError, RequestError
 
 from .fake_runner import FakeRunner, reference_greedy, small_limits
-from .helpers import (
-    GREEDY,
-    assert_nothing_held,
-    assert_pages_add_up,
-    computed_tokens,
-    make_engine,
-    params_of,
-    run,
-)
+from .helpers import assert_nothing_held, assert_pages_add_up, make_engine, run
 
+GREEDY = SamplingParams(temperature=0, max_tokens=8, detokenize=False)
 EOS = (5, 9)
 
 BEGINNING = [7, 1, 60, 2, 2, 33, 8, 41, 5, 19, 0, 63, 12, 4, 4, 28]
@@ -31,6 +24,10 @@ prompts = (
 requests = st.lists(st.tuples(prompts, st.integers(1, 12)), min_size=1, max_size=10)
 windows = st.sampled_from([(None,), (None, 6), (7,), (None, 1, 9)])
 workload = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+def params_of(max_tokens, **more):
+    return SamplingParams(max_tokens=max_tokens, detokenize=False, **more)
 
 
 @workload
@@ -221,6 +218,11 @@ def test_preemption_happens_and_is_counted():
     counts = [done[str(number)].metrics.num_preemptions for number in range(4)]
     assert sum(counts) > 0
     assert counts[0] == 0  # the oldest never gives way
+
+
+def computed_tokens(engine):
+    """Tokens of each step that ran."""
+    return [len(batch.token_ids) for batch in engine.runner.batches]
 
 
 def test_what_begins_alike_is_computed_once():

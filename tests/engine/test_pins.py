@@ -8,7 +8,8 @@ from llmir.engine import SamplingParams
 from llmir.errors import RequestError
 
 from .fake_runner import reference_greedy, small_limits
-from .helpers import assert_nothing_held, assert_pages_add_up, computed_tokens, make_llm
+from .helpers import assert_nothing_held, assert_pages_add_up, make_llm
+from .test_llm_engine import computed_tokens
 
 PREFIX = [(5 * n) % 60 for n in range(23)]  # five pages of four, and three tokens
 ONE = SamplingParams(temperature=0, max_tokens=1, detokenize=False)

@@ -9,8 +9,9 @@ from llmir.engine.sequence import Sequence
 from llmir.errors import RequestError
 
 from .fake_runner import small_limits
-from .helpers import GREEDY, make_engine, make_llm
+from .helpers import make_engine, make_llm
 from .scheduling import make_scheduler, make_seq, names, step
+from .test_llm_engine import GREEDY
 
 POLICIES = ["fcfs", "priority", "lpm"]
 TIGHT = small_limits(num_pages=(7,))  # six pages of four tokens

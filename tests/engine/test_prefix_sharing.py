@@ -7,8 +7,9 @@ import pytest
 from llmir.engine.scheduler import Scheduler
 
 from .fake_runner import reference_greedy, small_limits
-from .helpers import assert_pages_add_up, computed_tokens, make_engine, params_of, run
+from .helpers import assert_pages_add_up, make_engine, run
 from .scheduling import make_scheduler, make_seq, names, step
+from .test_llm_engine import computed_tokens, params_of
 
 SHARED = [(7 * n) % 64 for n in range(40)]  # ten pages
 LARGE = small_limits(num_pages=(200,), max_num_seqs=32)
