@@ -75,6 +75,9 @@ def test_compile_refuses(
         ({"kv_cache_memory_bytes": 5000}, "a KV cache of 5000 bytes holds 0 pages; it needs at l"),
         ({"max_num_seqs": 65}, "max_num_seqs must be between 1 and 64, not 65"),
         ({"max_num_seqs": "2"}, "max_num_seqs must be between 1 and 64, not '2'"),
+        ({"scheduling_policy": "sjf"}, "unknown scheduling_policy 'sjf'; known: fcfs, lpm, pri"),
+        ({"admission": "all"}, "unknown admission 'all'; known: guaranteed_no_evict, max_util"),
+        ({"max_overtakes": -1}, "max_overtakes must be at least 0, not -1"),
     ],
 )
 def test_llm_refuses(options: dict[str, Any], message: str, tiny_artifact: Path) -> None:

@@ -292,8 +292,10 @@ class LLM(Frontend):
 
 
 def _priorities(given: int | Sequence[int] | None, count: int) -> list[int]:
-    if given is None or isinstance(given, int):
-        return [given or 0] * count
+    if given is None:
+        return [0] * count
+    if not isinstance(given, Sequence):
+        return [given] * count
     priorities = list(given)
     if len(priorities) != count:
         raise RequestError(f"{len(priorities)} priorities were given for {count} prompts")

@@ -5,7 +5,8 @@
     lpm       the longest cached prefix first: what is in the cache is used before it is evicted
               (after SGLang's scheduler)
 
-A policy decides between requests; that none of them starves is the business of WaitingQueue.
+A policy orders who waits, and who gives way when pages run out; it interrupts nobody for the sake
+of one that waits.  That no request starves is the business of WaitingQueue and the scheduler.
 """
 
 from __future__ import annotations

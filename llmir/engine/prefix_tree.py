@@ -163,8 +163,9 @@ class PrefixTree:
         """Give one page of a group, that nobody uses, back to its pool; num_idle says if any."""
         heap = self._idle[group]
         while heap:
-            last_used, _, node = heapq.heappop(heap)
-            if last_used == node.last_used[group] and self._is_evictable(node, group):
+            entry = heapq.heappop(heap)
+            if self._is_current(entry, group):
+                node = entry[2]
                 break
         else:
             raise AssertionError("no page of this group is idle")
@@ -202,8 +203,18 @@ class PrefixTree:
         return self._windows[group] is not None or not node.children
 
     def _offer(self, node: Node, group: int) -> None:
-        if self._is_evictable(node, group):
-            heapq.heappush(self._idle[group], (node.last_used[group], next(self._numbers), node))
+        if not self._is_evictable(node, group):
+            return
+        heap = self._idle[group]
+        heapq.heappush(heap, (node.last_used[group], next(self._numbers), node))
+        if len(heap) > 2 * self.num_nodes + 64:
+            # Where nothing has to be evicted nobody else takes out what is out of date.
+            heap[:] = [entry for entry in heap if self._is_current(entry, group)]
+            heapq.heapify(heap)
+
+    def _is_current(self, entry: tuple[int, int, Node], group: int) -> bool:
+        last_used, _, node = entry
+        return last_used == node.last_used[group] and self._is_evictable(node, group)
 
     def _drop_page(self, node: Node, group: int) -> None:
         assert node.users[group] == 0, "a page that somebody uses"

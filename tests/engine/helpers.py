@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 
-from llmir.engine import LLM, GenerationConfig, LLMEngine, RequestOutput, SchedulerConfig, Tokenizer
+from llmir.engine import (
+    LLM,
+    GenerationConfig,
+    LLMEngine,
+    RequestOutput,
+    SchedulerConfig,
+    Tokenizer,
+)
 from llmir.engine.scheduler import Scheduler
 from llmir.runtime.base import StepLimits
 

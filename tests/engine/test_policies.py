@@ -52,6 +52,23 @@ def test_the_longest_cached_prefix_is_first():
     assert begun(scheduler) == ["three", "three too", "two", "one", "none"]
 
 
+def test_lpm_forgets_what_was_evicted():
+    scheduler = scheduler_of("lpm", max_num_seqs=1)
+    for first in (10, 20):
+        scheduler.add(make_seq([*range(first, first + 12)], str(first), 1))
+        step(scheduler)
+    running = make_seq([60] * 4, "runs", 2)
+    scheduler.add(running)
+    step(scheduler)
+    scheduler.add(make_seq([*range(10, 22)], "longer until it is evicted", 1))
+    scheduler.add(make_seq([*range(20, 28), 1, 2], "shorter", 1))
+    order = scheduler._waiting.candidates(scheduler.blocks.num_cached_columns)
+    assert [seq.request_id for seq in order] == ["longer until it is evicted", "shorter"]
+    for _ in range(2):
+        scheduler.blocks.tree.evict(0)  # the least recently used
+    assert begun(scheduler) == ["runs", "shorter", "longer until it is evicted"]
+
+
 def test_lpm_looks_at_the_oldest_alone_and_at_the_others_later():
     scheduler = scheduler_of("lpm", max_num_seqs=1)
     scheduler.add(make_seq(12, "first", 1))
@@ -173,12 +190,15 @@ def test_who_is_guaranteed_its_pages_is_never_preempted(policy, windows):
 
 def test_a_guarantee_is_for_the_whole_output():
     scheduler = make_scheduler(TIGHT, admission="guaranteed_no_evict")
-    # 8 tokens and 8 more, of which the last is never fed back: 15, four pages
-    scheduler.add(make_seq(8, "a", 8))
-    scheduler.add(make_seq(5, "b", 5))  # 9, three pages
-    scheduler.add(make_seq(5, "c", 4))  # 8, two pages
+    # 8 tokens and 10 more, of which the last is never fed back: 17, five pages
+    scheduler.add(make_seq(8, "a", 10))
+    scheduler.add(make_seq(4, "b", 2))  # 5, two pages
+    scheduler.add(make_seq(4, "c", 1))  # 4, one page
     assert names(step(scheduler)[0]) == ["a"]  # b does not fit, and c does not overtake it
     assert begun(scheduler) == ["a", "b", "c"]
+    scheduler.add(make_seq(8, "a", 9))  # 16, four pages
+    scheduler.add(make_seq(4, "b", 2))
+    assert names(step(scheduler)[0]) == ["a", "b"]
 
 
 @pytest.mark.parametrize("policy", ["fcfs", "lpm"])
@@ -201,5 +221,8 @@ def test_priorities_of_generate():
     assert len(llm.generate(prompts, GREEDY, priority=7)) == 3
     with pytest.raises(RequestError, match="2 priorities were given for 3 prompts"):
         llm.generate(prompts, GREEDY, priority=[1, 2])
+    for wrong in (1.5, [1, "2", 3], True):
+        with pytest.raises(RequestError, match="priority must be an integer, not"):
+            llm.generate(prompts, GREEDY, priority=wrong)
     with pytest.raises(RequestError, match="priority is 7, but scheduling_policy is 'fcfs'"):
         make_llm().generate(prompts, GREEDY, priority=7)

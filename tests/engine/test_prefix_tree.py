@@ -107,6 +107,32 @@ def test_the_least_recently_used_leaf_goes_first() -> None:
         tree.evict(0)
 
 
+@pytest.mark.parametrize("windows", [(FULL,), (WINDOW,)])
+def test_using_it_for_ever_takes_no_memory(windows: tuple) -> None:
+    tree, pools = make(8, windows=windows)
+    for _ in range(2000):
+        compute(tree, pools, [1, 2, 3, 4, 5, 6]).let_go()
+    assert len(tree._idle[0]) <= 2 * 3 + 64
+    tree.clear()
+    assert pools[0].num_free == 8
+
+
+def test_a_node_that_somebody_goes_on_from_stays() -> None:
+    tree, pools = make(8, windows=(WINDOW,))
+    a = compute(tree, pools, [1, 2])
+    tree.move_end(None, a.nodes[0])
+    a.let_go()
+    tree.evict(0)
+    assert (tree.num_nodes, pools[0].num_free) == (1, 8)
+    assert a.add([1, 2, 3, 4])
+    tree.move_end(a.nodes[0], a.nodes[1])
+    assert [node.tokens for node in tree.nodes()] == [(1, 2), (3, 4)]
+    tree.move_end(a.nodes[1], None)
+    a.let_go()
+    tree.clear()
+    assert tree.num_nodes == 0
+
+
 def test_what_is_used_stays() -> None:
     tree, pools = make(4)
     a = compute(tree, pools, [1, 2, 3, 4])
