@@ -168,11 +168,17 @@ def limit_flags(command: Decorated) -> Decorated:
     "--chat-template", metavar="FILE|NAME|TEXT", help="Jinja template, not the model's own."
 )
 @click.option(
+    "--page/--no-page",
+    default=True,
+    show_default=True,
+    help="A page at / to chat and to see the load.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
     show_default=True,
-    help="What is written to stderr; info has a line for each request.",
+    help="What is written to stderr; info has a line for each request, debug for probes as well.",
 )
 @engine_flags
 @limit_flags
@@ -187,6 +193,7 @@ def serve(
     api_key_file: str | None,
     allowed_origins: tuple[str, ...],
     chat_template: str | None,
+    page: bool,
     log_level: str,
     max_waiting: int,
     max_logprobs: int,
@@ -203,6 +210,7 @@ def serve(
         api_keys=(*api_keys, *_keys_of(api_key_file)),
         allowed_origins=_origins(allowed_origins),
         chat_template=chat_template,
+        page=page,
         max_waiting=max_waiting,
         max_logprobs=max_logprobs,
         max_body_bytes=max_body_size,

@@ -11,6 +11,8 @@ Plain ASGI: Starlette's BaseHTTPMiddleware would stand between a stream and its 
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import hmac
 import logging
 import re
@@ -25,6 +27,12 @@ from llmir.server.errors import ApiError, as_api_error
 from llmir.server.json_body import JsonResponse
 
 logger = logging.getLogger("llmir.server")
+
+BASIC = 'Basic realm="llmir: any user, the API key as password", charset="UTF-8"'
+"""How a browser is asked for a key."""
+
+PROBES = frozenset({"/health", "/ready", "/metrics"})
+"""Addresses that programs, and the page, ask for every second: in the log at debug."""
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
@@ -93,7 +101,9 @@ class RequestScope:
                     raise
                 await send_error(as_api_error(error), scope, receive, send_with_id)
             finally:
-                logger.info(
+                is_probe = status == 200 and scope["path"] in PROBES
+                logger.log(
+                    logging.DEBUG if is_probe else logging.INFO,
                     "%s %s %s %.3fs %s",
                     scope["method"],
                     scope["raw_path"].decode("latin-1"),  # percent-encoded, so that it is one word
@@ -104,7 +114,13 @@ class RequestScope:
 
 
 class ApiKeys:
-    """Lets nobody in without a key, but to /health."""
+    """Lets nobody in without a key, but to /health.
+
+    A key comes as a Bearer token, or as the password of HTTP's Basic, whatever the user's name.
+    That is for browsers, which cannot send the other when they open the page: at `/` they are
+    told so, and ask for it.  What they send by themselves afterwards helps no other site's page:
+    its POSTs with JSON and its reading of answers are CORS', which lets no credentials in.
+    """
 
     def __init__(self, app: ASGIApp, keys: Sequence[str]) -> None:
         self.app = app
@@ -119,16 +135,27 @@ class ApiKeys:
             401,
             "this server wants an API key: send it as the header `Authorization: Bearer KEY`",
             code="invalid_api_key",
-            headers={"WWW-Authenticate": "Bearer"},
+            headers={"WWW-Authenticate": BASIC if scope["path"] == "/" else "Bearer"},
         )
         await send_error(error, scope, receive, send)
 
     def _knows(self, header: str) -> bool:
         scheme, _, given = header.partition(" ")
         key = given.strip().encode("latin-1")
+        scheme = scheme.lower()
+        if scheme == "basic":
+            key = _password(key)
         # Each is compared, and each in full, so that the time tells nothing of them.
         matches = [hmac.compare_digest(key, known) for known in self._keys]
-        return scheme.lower() == "bearer" and any(matches)
+        return scheme in ("bearer", "basic") and any(matches)
+
+
+def _password(credentials: bytes) -> bytes:
+    """That of Basic's base64 of `user:password` (RFC 7617); empty, which is no key, if it is none."""
+    try:
+        return base64.b64decode(credentials, validate=True).partition(b":")[2]
+    except binascii.Error:
+        return b""
 
 
 class BodyLimit:

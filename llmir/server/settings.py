@@ -16,6 +16,7 @@ class ServerSettings:
     api_keys             with any, nothing but /health answers without one of them
     allowed_origins      origins of web pages that may call; "*": all; none: no CORS
     chat_template        a Jinja template in the place of the model's
+    page                 whether there is a page at / to chat and to see the load
     max_waiting          sequences that may wait to be run before others are told to come later
     max_logprobs         most candidates that `logprobs`, `top_logprobs` or `prompt_logprobs` gives
     max_body_bytes       longest body of a request
@@ -28,6 +29,7 @@ class ServerSettings:
     api_keys: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     chat_template: str | None = None
+    page: bool = True
     max_waiting: int = 4096
     max_logprobs: int = 20
     max_body_bytes: int = 4 << 20
