@@ -138,7 +138,7 @@ class ChatJob(Job):
                         ended.add(part.index)
                     self.tally.take(0, output, len(part.token_ids))
                     choice = self._chunk_choice(part)
-                    if choice["delta"] or choice["finish_reason"] or choice["logprobs"]:
+                    if _says_something(choice):
                         yield self.chunk(choice)
         for data in self.usage_chunk():
             yield data
@@ -182,6 +182,13 @@ class ChatJob(Job):
             self.serving.engine.get_tokenizer(),
         )
         return {"content": content, "refusal": None}
+
+
+def _says_something(choice: ChatChunkChoice) -> bool:
+    """Whether a chunk is worth sending: a token may be half a character and show no text yet."""
+    return bool(
+        choice["delta"] or choice["finish_reason"] or choice["logprobs"] or choice.get("token_ids")
+    )
 
 
 async def render(

@@ -7,7 +7,7 @@ import pytest
 from engine.fake_runner import reference_greedy, reference_row
 from engine.helpers import TOKENIZER
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
-from server.helpers import LIMITS, NAME, serve
+from server.helpers import LIMITS, NAME, SlowRunner, make_llm, serve
 
 PATH = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -38,6 +38,21 @@ def test_a_chat_is_what_the_model_says():
         ChatCompletion.model_validate(body, strict=True)
 
     serve(main)
+
+
+def test_a_stream_has_the_ids_of_tokens_that_show_no_text():
+    # Half a character, with no text of its own.
+    half = next(i for i in range(3, TOKENIZER.vocab_size) if TOKENIZER.decode([i]) == "\ufffd")
+    request = {"messages": HELLO, "max_tokens": 3, "logit_bias": {str(half): 100}, "temperature": 0}
+
+    async def main(server):
+        whole = await server.ok(PATH, {**request, "return_token_ids": True})
+        chunks = await server.events(PATH, {**request, "return_token_ids": True})
+        choices = [chunk["choices"][0] for chunk in chunks]
+        found = [token for choice in choices for token in choice.get("token_ids", ())]
+        assert found == whole["choices"][0]["token_ids"] == [half] * 3
+
+    serve(main, make_llm(SlowRunner()))
 
 
 def test_a_stream_begins_with_the_role_and_adds_up():
