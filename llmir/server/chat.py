@@ -82,6 +82,7 @@ class ChatJob(Job):
             add_generation_prompt=body.add_generation_prompt is not False,
             chat_template_kwargs=body.chat_template_kwargs,
         )
+        await self.prepare(self.params)
         return Work(
             request_id=self.id,
             prompts=[prompt],

@@ -13,8 +13,10 @@ from llmir.server.protocol.base import RequestModel
 from llmir.server.protocol.common import FinishReason, PromptLogprobs, Usage
 from llmir.server.protocol.fields import Count, Natural, Off
 from llmir.server.protocol.sampling import REFUSED, SamplingFields
-from llmir.server.protocol.structured import STRUCTURED, TOOLS
 
+TOOLS = dict.fromkeys(
+    ("tools", "tool_choice", "parallel_tool_calls"), "this llmir does not parse tool calls"
+)
 TEMPLATE_NAMES = frozenset(
     {
         "add_generation_prompt",
@@ -105,7 +107,6 @@ class ChatRequest(SamplingFields):
 
     refused: ClassVar[Mapping[str, str]] = {
         **REFUSED,
-        **STRUCTURED,
         **TOOLS,
         "audio": "llmir serves text",
         "chat_template": "it is a program, and the server's owner sets it: --chat-template",
