@@ -168,6 +168,12 @@ def limit_flags(command: Decorated) -> Decorated:
     "--chat-template", metavar="FILE|NAME|TEXT", help="Jinja template, not the model's own."
 )
 @click.option(
+    "--tool-call-parser",
+    metavar="NAME",
+    help="How the model writes calls of tools: hermes, smollm2, llama3_json or mistral.  "
+    "[default: as its chat template does]",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -187,6 +193,7 @@ def serve(
     api_key_file: str | None,
     allowed_origins: tuple[str, ...],
     chat_template: str | None,
+    tool_call_parser: str | None,
     log_level: str,
     max_waiting: int,
     max_logprobs: int,
@@ -203,6 +210,7 @@ def serve(
         api_keys=(*api_keys, *_keys_of(api_key_file)),
         allowed_origins=_origins(allowed_origins),
         chat_template=chat_template,
+        tool_call_parser=tool_call_parser,
         max_waiting=max_waiting,
         max_logprobs=max_logprobs,
         max_body_bytes=max_body_size,
