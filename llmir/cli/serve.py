@@ -174,6 +174,12 @@ def limit_flags(command: Decorated) -> Decorated:
     help="A page at / to chat and to see the load.",
 )
 @click.option(
+    "--tool-call-parser",
+    metavar="NAME",
+    help="How the model writes calls of tools: hermes, smollm2, llama3_json or mistral.  "
+    "[default: as its chat template does]",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -194,6 +200,7 @@ def serve(
     allowed_origins: tuple[str, ...],
     chat_template: str | None,
     page: bool,
+    tool_call_parser: str | None,
     log_level: str,
     max_waiting: int,
     max_logprobs: int,
@@ -211,6 +218,7 @@ def serve(
         allowed_origins=_origins(allowed_origins),
         chat_template=chat_template,
         page=page,
+        tool_call_parser=tool_call_parser,
         max_waiting=max_waiting,
         max_logprobs=max_logprobs,
         max_body_bytes=max_body_size,

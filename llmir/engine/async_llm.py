@@ -97,6 +97,15 @@ class AsyncLLM(Frontend):
     async def __aexit__(self, *_: object) -> None:
         await self.shutdown(drain_seconds=0)
 
+    async def prepare(self, params: SamplingParams) -> None:
+        """Compile what `structured_outputs` asks for, on a thread; `generate` finds it done.
+
+        Without this the call of `generate` compiles, which takes seconds for the largest.
+        Raises RequestError as `generate`.
+        """
+        if params.structured_outputs is not None:
+            await asyncio.to_thread(self._core.grammars.compile, params.structured_outputs)
+
     # -- requests ------------------------------------------------------------------------
 
     def generate(

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from functools import partial
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from llmir.engine import CompletionOutput, RequestOutput, SamplingParams, TokensPrompt
-from llmir.errors import RequestError
+from llmir.engine import CompletionOutput, RequestOutput, SamplingParams
+from llmir.server.conversation import render, tool_format
 from llmir.server.errors import ApiError, as_api_error
 from llmir.server.job import Job
 from llmir.server.json_body import JsonResponse, JsonRoute
@@ -24,12 +22,14 @@ from llmir.server.protocol.chat import (
     ChatCompletion,
     ChatDelta,
     ChatLogprobs,
+    ChatMessage,
     ChatRequest,
-    Message,
 )
-from llmir.server.protocol.common import ERRORS
-from llmir.server.serving import LONG_TEXT, Serving, Work
+from llmir.server.protocol.common import ERRORS, FinishReason
+from llmir.server.serving import Serving, Work
 from llmir.server.sse import DONE, EventStream, answer
+from llmir.server.tools.use import wanted_tools
+from llmir.server.tools.writer import MessageWriter
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -60,6 +60,16 @@ class ChatJob(Job):
         if body.top_logprobs and not body.logprobs:
             raise ApiError(400, "top_logprobs needs logprobs", param="top_logprobs")
         self._check_logprobs("top_logprobs", body.top_logprobs)
+        self._use = wanted_tools(
+            body.tools,
+            body.tool_choice,
+            body.parallel_tool_calls,
+            tool_format(serving) if body.tools else None,
+            self.form,
+        )
+        self._writers: dict[int, MessageWriter] = {}  # by the output's index
+        if self._use is not None:
+            self.form = self._use.form
         self.params = self._params()
 
     def _params(self) -> SamplingParams:
@@ -69,6 +79,9 @@ class ChatJob(Job):
         more: dict[str, Any] = {"logprobs": (body.top_logprobs or 0) if body.logprobs else None}
         if max_tokens is None:
             max_tokens = self.default_max_tokens(None)
+        if self._use is not None and body.skip_special_tokens is None:
+            # The marks of calls are special tokens to some models.
+            more["skip_special_tokens"] = False
         renamed = {"logprobs": "top_logprobs"}
         if new_name:
             renamed["max_tokens"] = "max_completion_tokens"
@@ -81,7 +94,9 @@ class ChatJob(Job):
             body.messages,
             add_generation_prompt=body.add_generation_prompt is not False,
             chat_template_kwargs=body.chat_template_kwargs,
+            use=self._use,
         )
+        await self.prepare(self.params)
         return Work(
             request_id=self.id,
             prompts=[prompt],
@@ -110,11 +125,19 @@ class ChatJob(Job):
         return completion
 
     def _choice(self, part: CompletionOutput) -> ChatChoice:
+        message: ChatMessage = {"role": "assistant", "content": part.text, "refusal": None}
+        if self._use is not None:
+            writer = MessageWriter(self._use)
+            self._writers[part.index] = writer
+            writer.feed(part.text, finished=True)
+            message["content"] = writer.content or (None if writer.calls else "")
+            if writer.calls:
+                message["tool_calls"] = writer.calls
         choice: ChatChoice = {
             "index": part.index,
-            "message": {"role": "assistant", "content": part.text, "refusal": None},
+            "message": message,
             "logprobs": self._logprobs(part),
-            "finish_reason": part.finish_reason or "stop",
+            "finish_reason": self._finish_reason(part) or "stop",
             "stop_reason": part.stop_reason,
         }
         if self.body.return_token_ids:
@@ -160,17 +183,26 @@ class ChatJob(Job):
 
     def _chunk_choice(self, part: CompletionOutput) -> ChatChunkChoice:
         delta: ChatDelta = {"content": part.text} if part.text else {}
+        if self._use is not None:
+            writer = self._writers.setdefault(part.index, MessageWriter(self._use))
+            delta = writer.feed(part.text, finished=part.finish_reason is not None)
         choice: ChatChunkChoice = {
             "index": part.index,
             "delta": delta,
             "logprobs": self._logprobs(part),
-            "finish_reason": part.finish_reason,
+            "finish_reason": self._finish_reason(part),
         }
         if part.finish_reason is not None:
             choice["stop_reason"] = part.stop_reason
         if self.body.return_token_ids:
             choice["token_ids"] = part.token_ids
         return choice
+
+    def _finish_reason(self, part: CompletionOutput) -> FinishReason | None:
+        writer = self._writers.get(part.index)
+        if part.finish_reason == "stop" and writer is not None and writer.ends_in_calls:
+            return "tool_calls"
+        return part.finish_reason
 
     def _logprobs(self, part: CompletionOutput) -> ChatLogprobs | None:
         if not self.body.logprobs:
@@ -189,36 +221,3 @@ def _says_something(choice: ChatChunkChoice) -> bool:
     return bool(
         choice["delta"] or choice["finish_reason"] or choice["logprobs"] or choice.get("token_ids")
     )
-
-
-async def render(
-    serving: Serving,
-    messages: list[Message],
-    *,
-    add_generation_prompt: bool,
-    chat_template_kwargs: dict[str, Any] | None,
-) -> TokensPrompt:
-    """The prompt of a conversation; a long one is made beside the event loop.
-
-    Raises ApiError: there is no chat template, or it refuses these messages.
-    """
-    template = serving.settings.chat_template
-    plain = [message.for_template() for message in messages]
-    tokenizer = serving.engine.get_tokenizer()
-    templates = [template] if template is not None else [*tokenizer.chat_templates.values()]
-    if not any("developer" in one for one in templates):
-        for message in plain:
-            if message["role"] == "developer":  # OpenAI's newer word for the same
-                message["role"] = "system"
-    work = partial(
-        serving.engine.render_chat,
-        plain,
-        add_generation_prompt=add_generation_prompt,
-        chat_template=template,
-        chat_template_kwargs=chat_template_kwargs,
-    )
-    is_long = sum(len(message["content"]) for message in plain) > LONG_TEXT
-    try:
-        return await asyncio.to_thread(work) if is_long else work()
-    except RequestError as error:
-        raise ApiError(400, str(error), param="messages") from error

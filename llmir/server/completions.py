@@ -77,9 +77,11 @@ class CompletionJob(Job):
         given: list[Any] = prompt if isinstance(prompt, list) else [prompt]
         if given and isinstance(given[0], int):
             given = [given]
+        prompts = [await self._prompt(one) for one in given]
+        await self.prepare(self.params)
         return Work(
             request_id=self.id,
-            prompts=[await self._prompt(one) for one in given],
+            prompts=prompts,
             params=self.params,
             priority=self.body.priority or 0,
         )

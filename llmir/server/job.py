@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from typing import Any
 
 from llmir.engine import RequestOutput, SamplingParams
+from llmir.errors import RequestError
 from llmir.server.errors import ApiError, as_api_error
+from llmir.server.forms import Form, form_error, wanted_form
 from llmir.server.protocol.common import Usage
 from llmir.server.protocol.sampling import SamplingFields
 from llmir.server.serving import Serving
@@ -42,6 +44,7 @@ class Job:
     Attributes:
         id: what the answer is called by.
         tally: tokens so far.
+        form: what the output must be; None: any text.
     """
 
     chunk_object = ""
@@ -57,6 +60,7 @@ class Job:
         self.serving = serving
         self.id = id
         self.tally = Tally()
+        self.form: Form | None = wanted_form(body)
         self._created = int(time.time())
         self._model = body.model or serving.model_name
         options = body.stream_options
@@ -95,12 +99,22 @@ class Job:
         renamed: what SamplingParams calls otherwise than the request.
         """
         self._check_logprobs("prompt_logprobs", body.prompt_logprobs)
+        if self.form is not None:
+            more["structured_outputs"] = self.form.params
         try:
             return body.sampling_params(self.serving.engine.get_default_sampling_params(), **more)
         except ValueError as error:
             told = as_api_error(error, SamplingParams.__dataclass_fields__)
             told.param = renamed.get(told.param or "", told.param)
             raise told from error
+
+    async def prepare(self, params: SamplingParams) -> None:
+        """Compile the output's form beside the event loop.  Raises ApiError: it has none."""
+        if self.form is not None:
+            try:
+                await self.serving.engine.prepare(params)
+            except RequestError as error:
+                raise form_error(error, self.form.name) from error
 
     def _check_logprobs(self, name: str, value: int | None) -> None:
         most = self.serving.settings.max_logprobs

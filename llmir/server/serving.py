@@ -111,6 +111,7 @@ class Serving:
             try:
                 async with aclosing(merge(streams)) as outputs:
                     async for index, output in outputs:
+                        _check_output(output)
                         watch.take(index, output, streamed=form == "delta")
                         yield index, output
             except Exception as error:
@@ -181,3 +182,14 @@ class Serving:
             yield
         finally:
             self.num_sequences -= num_wanted
+
+
+def _check_output(output: RequestOutput) -> None:
+    """Raises ApiError for an output that llmir could not go on with."""
+    for part in output.outputs:
+        if part.finish_reason == "error":
+            raise ApiError(
+                500,
+                f"the output could not be gone on with: {part.stop_reason}",
+                code="generation_error",
+            )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from llmir.errors import OptionError
+from llmir.server.tools.formats import get_format
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,6 +18,7 @@ class ServerSettings:
     allowed_origins      origins of web pages that may call; "*": all; none: no CORS
     chat_template        a Jinja template in the place of the model's
     page                 whether there is a page at / to chat and to see the load
+    tool_call_parser     how the model writes calls of tools; None: as its chat template does
     max_waiting          sequences that may wait to be run before others are told to come later
     max_logprobs         most candidates that `logprobs`, `top_logprobs` or `prompt_logprobs` gives
     max_body_bytes       longest body of a request
@@ -30,6 +32,7 @@ class ServerSettings:
     allowed_origins: tuple[str, ...] = ()
     chat_template: str | None = None
     page: bool = True
+    tool_call_parser: str | None = None
     max_waiting: int = 4096
     max_logprobs: int = 20
     max_body_bytes: int = 4 << 20
@@ -46,6 +49,8 @@ class ServerSettings:
                     "an API key must be printable ASCII characters without a space, as it comes "
                     "in a header"
                 )
+        if self.tool_call_parser is not None:
+            get_format(self.tool_call_parser)
         for name in ("max_waiting", "max_body_bytes"):
             if getattr(self, name) < 1:
                 raise OptionError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from typing_extensions import TypedDict
 
-from llmir.server.chat import render
+from llmir.server.conversation import render
 from llmir.server.json_body import JsonResponse, JsonRoute
 from llmir.server.protocol.base import RequestModel
 from llmir.server.protocol.chat import Messages

@@ -18,6 +18,7 @@ from engine.helpers import TOKENIZER, assert_nothing_held
 from fastapi import FastAPI
 
 from llmir.engine import AsyncLLM, GenerationConfig, SchedulerConfig, Tokenizer
+from llmir.runtime.base import StepLimits
 from llmir.server.app import create_app
 from llmir.server.run import make_server
 from llmir.server.settings import ServerSettings
@@ -58,6 +59,29 @@ class SlowRunner(FakeRunner):
     def _logits(self, batch: Any, call: str) -> Any:
         time.sleep(self.seconds)
         return super()._logits(batch, call)
+
+
+class ScriptedRunner(FakeRunner):
+    """A model that says what it is told to, one request at a time, and then ends."""
+
+    def __init__(self, limits: StepLimits = LIMITS) -> None:
+        super().__init__(limits)
+        self._script: list[int] = []
+        self._start: int | None = None
+
+    def play(self, text: str) -> None:
+        """What the next request is answered with."""
+        self._script = TOKENIZER.encode(text, add_special_tokens=False)
+        self._start = None
+
+    def _row(self, batch: Any, token: int) -> Any:
+        row = super()._row(batch, token)
+        position = int(batch.positions[token])
+        if self._start is None:
+            self._start = position
+        place = position - self._start
+        row[self._script[place] if place < len(self._script) else TOKENIZER.eos_token_id] += 100
+        return row
 
 
 def make_llm(

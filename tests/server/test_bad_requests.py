@@ -82,7 +82,6 @@ WRONG_VALUES = [
     ("best_of", 1.0),
     ("logits_processors", []),
     ("truncate_prompt_tokens", 5),
-    ("guided_json", {}),
 ]
 
 

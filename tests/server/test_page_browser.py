@@ -150,7 +150,9 @@ def test_stop_aborts(browser: Browser) -> None:
             wait_for_end(page)
             server.wait_until_idle()
             assert 0 < len(answers(page)[-1]) < len(LONG)
-        metas = page.eval("[...document.querySelectorAll('.assistant .meta')].map(e => e.textContent)")
+        metas = page.eval(
+            "[...document.querySelectorAll('.assistant .meta')].map(e => e.textContent)"
+        )
         assert all(meta.endswith(" · stopped") for meta in metas)
         # What had come stays part of the conversation.
         assert chats(page)[1]["messages"][1] == {"role": "assistant", "content": answers(page)[0]}

@@ -32,8 +32,9 @@ class RequestModel(BaseModel):
     def _check_names(cls, data: Any) -> Any:
         if not isinstance(data, dict):
             return data
+        known = {field.alias or name for name, field in cls.model_fields.items()}
         for name in data:
-            if name in cls.model_fields:
+            if name in known:
                 continue
             if name not in cls.refused:
                 raise PydanticCustomError("unknown_parameter", "unknown", {"param": name})
@@ -44,4 +45,4 @@ class RequestModel(BaseModel):
                     {"param": name, "why": cls.refused[name]},
                 )
         # Clients write null for what they leave out, of what is refused as well.
-        return {name: value for name, value in data.items() if name in cls.model_fields}
+        return {name: value for name, value in data.items() if name in known}

@@ -13,7 +13,7 @@ from llmir.server.protocol.base import RequestModel
 from llmir.server.protocol.common import FinishReason, PromptLogprobs, Usage
 from llmir.server.protocol.fields import Count, Natural, Off
 from llmir.server.protocol.sampling import REFUSED, SamplingFields
-from llmir.server.protocol.structured import STRUCTURED, TOOLS
+from llmir.server.protocol.tools import ToolCall, ToolCallDelta, ToolCalls, ToolChoice, Tools
 
 TEMPLATE_NAMES = frozenset(
     {
@@ -78,6 +78,15 @@ class AssistantMessage(_Message):
     role: Literal["assistant"]
     content: Content | None = None
     reasoning_content: str | None = None
+    tool_calls: ToolCalls | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """As every message; the arguments of its calls are objects."""
+        message = super().for_template()
+        message.pop("tool_calls", None)
+        if self.tool_calls:
+            message["tool_calls"] = [call.for_template() for call in self.tool_calls]
+        return message
 
 
 class ToolMessage(_Message):
@@ -100,13 +109,13 @@ class ChatRequest(SamplingFields):
     max_tokens            OpenAI's old name of max_completion_tokens; without either, as many as fit
     logprobs              whether to give the tokens' log-probabilities, and
     top_logprobs          those of how many candidates
+    tools, tool_choice    functions that the model may call, or must
+    parallel_tool_calls   false: one call at most
     add_generation_prompt, chat_template_kwargs   vLLM's: for the chat template
     """
 
     refused: ClassVar[Mapping[str, str]] = {
         **REFUSED,
-        **STRUCTURED,
-        **TOOLS,
         "audio": "llmir serves text",
         "chat_template": "it is a program, and the server's owner sets it: --chat-template",
         "documents": "",
@@ -123,6 +132,9 @@ class ChatRequest(SamplingFields):
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Natural | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
     # Without effect by OpenAI's definition, or the only thing that llmir does.
     metadata: dict[str, str] | None = None
     modalities: list[Literal["text"]] | None = None
@@ -168,6 +180,7 @@ class ChatMessage(TypedDict):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    tool_calls: NotRequired[list[ToolCall]]
 
 
 class ChatChoice(TypedDict):
@@ -195,6 +208,7 @@ class ChatCompletion(TypedDict):
 class ChatDelta(TypedDict):
     role: NotRequired[Literal["assistant"]]
     content: NotRequired[str]
+    tool_calls: NotRequired[list[ToolCallDelta]]
 
 
 class ChatChunkChoice(TypedDict):

@@ -10,7 +10,6 @@ from typing_extensions import TypedDict
 from llmir.server.protocol.common import FinishReason, PromptLogprobs, Usage
 from llmir.server.protocol.fields import Natural, One, Prompt
 from llmir.server.protocol.sampling import REFUSED, SamplingFields
-from llmir.server.protocol.structured import STRUCTURED
 
 
 class CompletionRequest(SamplingFields):
@@ -22,7 +21,6 @@ class CompletionRequest(SamplingFields):
 
     refused: ClassVar[Mapping[str, str]] = {
         **REFUSED,
-        **STRUCTURED,
         "suffix": "llmir has no infilling",
     }
 

@@ -23,11 +23,13 @@ from llmir.server.protocol.fields import (
     Seed,
     Stop,
 )
+from llmir.server.protocol.structured import StructuredFields
 
 REFUSED = {
     "allowed_token_ids": "",
     "bad_words": "",
     "cache_salt": "",
+    "guided_decoding_backend": "llmir has one, llguidance",
     "early_stopping": "llmir has no beam search",
     "kv_transfer_params": "",
     "length_penalty": "llmir has no beam search",
@@ -73,7 +75,7 @@ class StreamOptions(RequestModel):
     include_obfuscation: Off = None
 
 
-class SamplingFields(RequestModel):
+class SamplingFields(StructuredFields):
     """Parameters of the sampler.  What is not given is the model's own default."""
 
     refused: ClassVar[Mapping[str, str]] = REFUSED
