@@ -51,7 +51,7 @@ test-targets:
 	$(bin)/pytest -m targets -n $(JOBS) --dist worksteal
 
 test-serving:
-	@tools/setup.sh dev
+	@tools/setup.sh dev chromium
 	@$(bin)/python plugins/build.py
 	@$(bin)/python tools/fetch_demo.py >/dev/null
 	@$(bin)/llmir compile $(demo)

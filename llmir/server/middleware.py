@@ -151,7 +151,7 @@ class ApiKeys:
 
 
 def _password(credentials: bytes) -> bytes:
-    """That of Basic's base64 of `user:password` (RFC 7617); empty if it is none."""
+    """That of Basic's base64 of `user:password` (RFC 7617); empty, which is no key, if not one."""
     try:
         return base64.b64decode(credentials, validate=True).partition(b":")[2]
     except binascii.Error:

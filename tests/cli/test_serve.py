@@ -87,12 +87,16 @@ def test_every_flag(tiny_artifact: Path, tmp_path: Path) -> None:
     }
     names = ["--served-model-name", "a", "--served-model-name", "b"]
     arguments = [part for flag in flags.items() for part in flag]
-    with serving(tiny_artifact, *names, *arguments, "--no-enable-prefix-caching") as (_, url):
+    with serving(tiny_artifact, *names, *arguments, "--no-enable-prefix-caching", "--no-page") as (
+        _,
+        url,
+    ):
         headers = {"Authorization": "Bearer second", "Origin": "https://a.example"}
         with httpx.Client(base_url=url, headers=headers) as client:
             response = client.get("/v1/models")
             assert [card["id"] for card in response.json()["data"]] == ["a", "b"]
             assert response.headers["access-control-allow-origin"] == "https://a.example"
+            assert client.get("/").status_code == 404
             tokens = client.post("/tokenize", json={"messages": HELLO}).json()["tokens"]
             assert client.post("/detokenize", json={"tokens": tokens}).json()["prompt"] == "hello"
             prompt = tokens * 40

@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -107,7 +107,7 @@ class Page:
         """Open an address and wait until it is loaded."""
         num_events = len(self.events)
         self.call("Page.navigate", url=url)
-        self._wait_until(
+        self.wait_until(
             lambda: any(e["method"] == "Page.loadEventFired" for e in self.events[num_events:]),
             f"{url} does not load",
         )
@@ -127,9 +127,10 @@ class Page:
 
     def wait(self, script: str) -> Any:
         """Until an expression is true; its value."""
-        return self._wait_until(lambda: self.eval(script), script)
+        return self.wait_until(lambda: self.eval(script), script)
 
-    def _wait_until(self, condition: Any, what: str) -> Any:
+    def wait_until(self, condition: Callable[[], Any], what: str) -> Any:
+        """Until a condition is true; its value."""
         end = time.monotonic() + TIMEOUT_S
         while not (value := condition()):
             assert time.monotonic() < end, f"it does not come to be: {what}"

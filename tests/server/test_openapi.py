@@ -37,6 +37,7 @@ def config_file(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.serving
 @pytest.mark.parametrize("mode", GenerationMode, ids=lambda mode: mode.value)
 @pytest.mark.parametrize(
     "path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
