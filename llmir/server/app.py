@@ -15,7 +15,7 @@ from starlette.responses import Response
 import llmir
 from llmir.engine import AsyncLLM
 from llmir.errors import LlmirError
-from llmir.server import chat, completions, models, page, tokenize
+from llmir.server import chat, completions, models, page, responses, tokenize
 from llmir.server.errors import as_api_error
 from llmir.server.json_body import JsonResponse
 from llmir.server.middleware import ApiKeys, BodyLimit, RequestScope
@@ -37,7 +37,7 @@ def create_app(engine: AsyncLLM, settings: ServerSettings) -> FastAPI:
     app.state.serving = serving
     for kind in (HTTPException, RequestValidationError, LlmirError, TimeoutError):
         app.add_exception_handler(kind, _answer_error)
-    for module in (completions, chat, models, tokenize):
+    for module in (completions, chat, responses, models, tokenize):
         app.include_router(module.router)
     if settings.page:
         app.include_router(page.router())

@@ -5,16 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from llmir.engine import TokensPrompt
 from llmir.errors import RequestError
 from llmir.server.errors import ApiError
-from llmir.server.protocol.chat import Message
 from llmir.server.serving import LONG_TEXT, Serving
 from llmir.server.tools.formats import SMOLLM2, ToolFormat, format_of, get_format
 from llmir.server.tools.prompt import with_tools, without_tool_messages
 from llmir.server.tools.use import ToolUse
+
+
+class Renderable(Protocol):
+    """A message of a request."""
+
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates read it: a dict with "role", and "content" that is a string."""
 
 
 def templates(serving: Serving) -> list[str]:
@@ -36,7 +42,7 @@ def tool_format(serving: Serving) -> ToolFormat | None:
 
 async def render(
     serving: Serving,
-    messages: Sequence[Message],
+    messages: Sequence[Renderable],
     *,
     add_generation_prompt: bool = True,
     chat_template_kwargs: dict[str, Any] | None = None,

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from llmir.engine import StructuredOutputsParams
+from llmir.engine import AsyncLLM, SamplingParams, StructuredOutputsParams
 from llmir.errors import LlmirError, OptionError, RequestError
 from llmir.server.errors import ApiError
 from llmir.server.protocol.structured import (
@@ -68,6 +68,15 @@ def make_form(name: str, given: dict[str, Any]) -> Form:
         return Form(params=StructuredOutputsParams(**given), name=name)
     except (OptionError, RequestError) as error:
         raise form_error(error, name) from error
+
+
+async def compile_form(engine: AsyncLLM, params: SamplingParams, form: Form | None) -> None:
+    """Compile a form that `params` asks for, beside the event loop.  Raises ApiError."""
+    if form is not None:
+        try:
+            await engine.prepare(params)
+        except RequestError as error:
+            raise form_error(error, form.name) from error
 
 
 def form_error(error: LlmirError, name: str) -> ApiError:

@@ -7,9 +7,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from llmir.engine import RequestOutput, SamplingParams
-from llmir.errors import RequestError
 from llmir.server.errors import ApiError, as_api_error
-from llmir.server.forms import Form, form_error, wanted_form
+from llmir.server.forms import Form, compile_form, wanted_form
 from llmir.server.protocol.common import Usage
 from llmir.server.protocol.sampling import SamplingFields
 from llmir.server.serving import Serving
@@ -110,11 +109,7 @@ class Job:
 
     async def prepare(self, params: SamplingParams) -> None:
         """Compile the output's form beside the event loop.  Raises ApiError: it has none."""
-        if self.form is not None:
-            try:
-                await self.serving.engine.prepare(params)
-            except RequestError as error:
-                raise form_error(error, self.form.name) from error
+        await compile_form(self.serving.engine, params, self.form)
 
     def _check_logprobs(self, name: str, value: int | None) -> None:
         most = self.serving.settings.max_logprobs

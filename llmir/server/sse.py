@@ -39,11 +39,12 @@ class EventStream(Response):
     """Sends events as they come.
 
     The status waits for the first event, so that what fails before it is an error like any
-    other; later errors are an event with OpenAI's error body, and the stream ends there.
+    other; later errors are an event of their own, and the stream ends there.
 
     events       yields whole events
     to_error     what a client is told of an exception
     timeout_s    for all of it, the client's reading included; None: no end
+    error_event  what ends a stream that has begun; None: OpenAI's error body
     """
 
     media_type = "text/event-stream"
@@ -54,12 +55,14 @@ class EventStream(Response):
         *,
         to_error: ToApiError,
         timeout_s: float | None,
+        error_event: Callable[[ApiError], bytes] | None = None,
     ) -> None:
         super().__init__(headers={"Cache-Control": "no-cache", "X-Accel-Buffering": "no"})
         del self.headers["content-length"]
         self._events = events
         self._to_error = to_error
         self._timeout_s = timeout_s
+        self._error_event = error_event or (lambda error: event(error.body()))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await unless_left(receive, self._send_all(scope, receive, send))
@@ -78,7 +81,7 @@ class EventStream(Response):
             if not started:
                 await send_error(told, scope, receive, send)
                 return
-            await self._end(send, event(told.body()))
+            await self._end(send, self._error_event(told))
         else:
             await self._end(send, b"")
 

@@ -40,7 +40,7 @@ def config_file(tmp_path: Path) -> Path:
 @pytest.mark.serving
 @pytest.mark.parametrize("mode", GenerationMode, ids=lambda mode: mode.value)
 @pytest.mark.parametrize(
-    "path", ["/v1/completions", "/v1/chat/completions", "/tokenize", "/detokenize"]
+    "path", ["/v1/completions", "/v1/chat/completions", "/v1/responses", "/tokenize", "/detokenize"]
 )
 def test_a_few_requests(
     server: LiveServer, config_file: Path, path: str, mode: GenerationMode
