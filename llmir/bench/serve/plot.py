@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 import numpy as np
@@ -12,7 +12,8 @@ from llmir.bench.serve.client import RequestResult
 
 WIDTH, HEIGHT = 460, 300  # of a panel's axes, in pixels
 LEFT, TOP, BOTTOM, RIGHT = 60, 40, 60, 20
-_COLOURS = {"ttft": "#d62728", "tpot": "#2ca02c", "itl": "#1f77b4", "e2el": "#9467bd"}
+_BLUE, _GREY = "#1f77b4", "#999999"
+_COLOURS = {"ttft": "#d62728", "tpot": "#2ca02c", "itl": _BLUE, "e2el": "#9467bd"}
 _NUM_BINS = 60
 
 
@@ -64,15 +65,12 @@ def _distributions(done: Sequence[RequestResult], left: int) -> list[str]:
         x = x_of(10.0**power)
         parts.append(f'<path d="M{x:.1f} {TOP}v{HEIGHT}" stroke="#ddd"/>')
         parts.append(_label(x, TOP + HEIGHT + 16, f"{10.0**power:g}"))
-    for i, (name, ms) in enumerate(found.items()):
+    for name, ms in found.items():
         # At most a point a pixel.
         at = np.unique(np.linspace(0, len(ms) - 1, min(len(ms), WIDTH)).astype(int))
         points = [(x_of(ms[k]), y_of((k + 1) / len(ms))) for k in at]
         parts.append(_line([(points[0][0], y_of(0.0)), *points], _COLOURS[name]))
-        x, y = left + 90 * i, TOP + HEIGHT + 40
-        parts.append(f'<rect x="{x}" y="{y}" width="12" height="4" fill="{_COLOURS[name]}"/>')
-        parts.append(f'<text x="{x + 18}" y="{y + 6}">{name}</text>')
-    return parts
+    return [*parts, *_legend(left, 90, {name: _COLOURS[name] for name in found})]
 
 
 def _timeline(done: Sequence[RequestResult], left: int) -> list[str]:
@@ -95,10 +93,11 @@ def _timeline(done: Sequence[RequestResult], left: int) -> list[str]:
         return lambda value: TOP + HEIGHT * (1 - value / most)
 
     y_rate, y_running = scaled(most_rate), scaled(most_running)
-    parts = [
-        f'<text x="{left}" y="{TOP - 8}">over seconds: events with a token per second '
-        f"(blue), requests being answered (grey, at most {most_running})</text>"
-    ]
+    legend = {
+        "events with a token, per second": _BLUE,
+        f"requests being answered (at most {most_running})": _GREY,
+    }
+    parts = [f'<text x="{left}" y="{TOP - 8}">over seconds</text>', *_legend(left, 210, legend)]
     for quarter in range(5):
         rate = most_rate * quarter / 4
         parts += _horizontal(left, y_rate(rate), f"{rate:.0f}")
@@ -106,7 +105,7 @@ def _timeline(done: Sequence[RequestResult], left: int) -> list[str]:
         parts.append(_label(x_of(seconds), TOP + HEIGHT + 16, f"{seconds:.3g}"))
     grey = [(x_of(t), y_running(n)) for t, n in zip(middles, running, strict=True)]
     blue = [(x_of(t), y_rate(rate)) for t, rate in zip(middles, rates, strict=True)]
-    return [*parts, _line(grey, "#999"), _line(blue, "#1f77b4")]
+    return [*parts, _line(grey, _GREY), _line(blue, _BLUE)]
 
 
 def _horizontal(left: int, y: float, text: str) -> list[str]:
@@ -114,6 +113,16 @@ def _horizontal(left: int, y: float, text: str) -> list[str]:
         f'<path d="M{left} {y:.1f}h{WIDTH}" stroke="#ddd"/>',
         f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{text}</text>',
     ]
+
+
+def _legend(left: int, width: int, colours: Mapping[str, str]) -> list[str]:
+    """Below a panel, one beside the other, `width` pixels each."""
+    parts = []
+    for i, (name, colour) in enumerate(colours.items()):
+        x, y = left + width * i, TOP + HEIGHT + 40
+        parts.append(f'<rect x="{x}" y="{y}" width="12" height="4" fill="{colour}"/>')
+        parts.append(f'<text x="{x + 18}" y="{y + 6}">{escape(name)}</text>')
+    return parts
 
 
 def _label(x: float, y: float, text: str) -> str:

@@ -169,6 +169,9 @@ class Probe:
         )
         reader = AnswerReader()
         answer = self._post(endpoint.url, json.loads(endpoint.body(request)))
+        if answer.status_code in (401, 403, 404):  # no other request would be answered
+            said = refusal(answer.status_code, answer.content)
+            raise RequestError(f"{endpoint.url} does not answer a request: {said}")
         if answer.status_code != 200:
             return reader, refusal(answer.status_code, answer.content)
         reader.feed(answer.content + b"\n", 0.0)

@@ -230,6 +230,8 @@ def test_scenarios_are_selected_by_name() -> None:
     assert [s.name for s in scenarios.select(["mixed", "start"])] == ["mixed", "start"]
     assert len(scenarios.select([])) == 8
     assert scenarios.select(["shared"], is_smoke=True)[0].name == "shared"
+    (mixed,) = scenarios.select(["mixed"], long_per_s=0.5)
+    assert "0.5 per second" in mixed.about
     with pytest.raises(UnknownNameError, match="unknown scenario 'shred'"):
         scenarios.select(["shred"])
     assert all(dataclasses.is_dataclass(s) and s.about for s in scenarios.SCENARIOS.values())

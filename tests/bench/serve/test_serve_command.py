@@ -172,6 +172,9 @@ def test_a_server_that_is_missing_or_refuses_everything() -> None:
         result = run(server)
     assert isinstance(result.exception, LlmirError)
     assert "status 400: model is refused" in str(result.exception)
+    with serving(FakeServer()) as server:
+        result = run(server, "--base-url", f"{server.url}/elsewhere", "--model", "m")
+    assert "status 404: no such page" in str(result.exception)
 
 
 def test_the_command_has_an_exit_code_of_its_own_for_it(capsys: pytest.CaptureFixture[str]) -> None:

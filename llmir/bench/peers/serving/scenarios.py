@@ -87,10 +87,22 @@ SMOKE: dict[str, Scenario] = {
 }
 
 
-def select(names: Sequence[str], *, is_smoke: bool = False) -> list[Scenario]:
-    """The scenarios of these names, all without any.  Raises UnknownNameError."""
+def select(
+    names: Sequence[str], *, is_smoke: bool = False, long_per_s: float | None = None
+) -> list[Scenario]:
+    """The scenarios of these names, all without any.
+
+    long_per_s: how often long prompts arrive in `mixed`; None: as it is.
+    Raises UnknownNameError.
+    """
     known = SMOKE if is_smoke else SCENARIOS
     for name in names:
         if name not in known:
             raise UnknownNameError("scenario", name, known)
-    return [known[name] for name in names or known]
+    found = [known[name] for name in names or known]
+    if long_per_s is None:
+        return found
+    return [
+        dataclasses.replace(s, long_per_s=long_per_s) if isinstance(s, MixedLoad) else s
+        for s in found
+    ]
