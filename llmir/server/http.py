@@ -25,17 +25,19 @@ class _Closing:
         self._transport = transport
         self._loop = loop
         self._timer: asyncio.TimerHandle | None = None
+        self._is_gone = False
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def close(self) -> None:
         self._transport.close()
-        if self._timer is None:
+        if self._timer is None and not self._is_gone:
             self._wait()
 
     def closed(self) -> None:
         """To be called when the connection is gone."""
+        self._is_gone = True
         if self._timer is not None:
             self._timer.cancel()
 
