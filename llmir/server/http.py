@@ -1,14 +1,55 @@
-"""HTTP as uvicorn speaks it, with an end to requests whose headers never end."""
+"""HTTP as uvicorn speaks it, with an end to endless headers and to replies that nobody reads."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from llmir.server.errors import ApiError
 from llmir.server.json_body import dumps
+
+LAST_BYTES_S = 30.0
+"""How long a connection that is closed waits for a client to read anything of what is left."""
+
+
+class _Closing:
+    """A transport whose `close` comes to an end though nobody reads.
+
+    asyncio's own sends what is left first, and waits for ever for a client that does not read it.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._is_gone = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def close(self) -> None:
+        self._transport.close()
+        if self._timer is None and not self._is_gone:
+            self._wait()
+
+    def closed(self) -> None:
+        """To be called when the connection is gone."""
+        self._is_gone = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _wait(self) -> None:
+        left = self._transport.get_write_buffer_size()
+        self._timer = self._loop.call_later(LAST_BYTES_S, self._look, left)
+
+    def _look(self, left: int) -> None:
+        if self._transport.get_write_buffer_size() < left:
+            self._wait()
+        else:
+            self._transport.abort()
 
 
 class HttpProtocol(H11Protocol):
@@ -24,6 +65,8 @@ class HttpProtocol(H11Protocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._closing = _Closing(transport, self.loop)
+        self.transport = self._closing  # type: ignore[assignment]
         self._arm()
 
     def data_received(self, data: bytes) -> None:
@@ -37,6 +80,7 @@ class HttpProtocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._closing.closed()
         super().connection_lost(exc)
 
     def send_400_response(self, msg: str) -> None:

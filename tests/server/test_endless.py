@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 from server.helpers import LiveServer, live_server
 
+import llmir.server.http
 import llmir.server.sse
 from llmir.server.http import HttpProtocol
 
@@ -110,13 +111,16 @@ def test_headers_without_end():
 def test_who_does_not_read_is_not_waited_for(monkeypatch):
     connection_made = HttpProtocol.connection_made
 
+    sockets = []
+
     def with_a_small_buffer(self, transport):
         connection_made(self, transport)
-        own = transport.get_extra_info("socket")
-        own.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        sockets.append(transport.get_extra_info("socket"))
+        sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
 
     monkeypatch.setattr(HttpProtocol, "connection_made", with_a_small_buffer)
     monkeypatch.setattr(llmir.server.sse, "LAST_WORDS_S", 0.1)
+    monkeypatch.setattr(llmir.server.http, "LAST_BYTES_S", 0.1)
     body = {"prompt": "the", "max_tokens": 100, "ignore_eos": True, "n": 2, "logprobs": 20}
     content = json.dumps({**body, "stream": True}).encode()
     with live_server(request_timeout_s=3.0) as server, socket.socket() as client:
@@ -132,3 +136,4 @@ def test_who_does_not_read_is_not_waited_for(monkeypatch):
         assert serving.open_requests.count == 1  # all is computed, and cannot be sent
         server.wait_until_idle()
         server.wait_until(lambda: serving.open_requests.count == 0)
+        server.wait_until(lambda: sockets[0].fileno() < 0)

@@ -160,7 +160,6 @@ def test_ten_thousand_visits() -> None:
             assert_nothing_remembered(server)
             sizes.append(memory())
         stats = llm.stats()
-    print(outcomes, runner.num_failures, sizes, stats)
     assert outcomes.total() == 10_000
     # Everything that can happen has.
     for outcome in ("whole", "stream", "left"):
