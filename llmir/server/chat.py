@@ -184,7 +184,9 @@ class ChatJob(Job):
     def _chunk_choice(self, part: CompletionOutput) -> ChatChunkChoice:
         delta: ChatDelta = {"content": part.text} if part.text else {}
         if self._use is not None:
-            writer = self._writers.setdefault(part.index, MessageWriter(self._use))
+            if part.index not in self._writers:
+                self._writers[part.index] = MessageWriter(self._use)
+            writer = self._writers[part.index]
             delta = writer.feed(part.text, finished=part.finish_reason is not None)
         choice: ChatChunkChoice = {
             "index": part.index,

@@ -34,6 +34,7 @@ OPTIONS = {
         "--port",
         "--uds",
         "--served-model-name",
+        "--tool-call-parser",
         "--api-key",
         "--api-key-file",
         "--allowed-origins",

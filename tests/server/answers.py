@@ -122,9 +122,6 @@ def _fields(rng: random.Random) -> tuple[dict[str, Any], bool]:
 
 def check(case: Case, reply: Reply, stream: bool) -> str:
     """Whether a reply is the answer, or says as it should why not; which of these it is."""
-    if reply.status == 400 and case.has_form:
-        assert reply.error["code"] == "unsupported_parameter"
-        return "form refused"
     if reply.status != 200:
         assert reply.error["code"] in FAILURES[reply.status], reply
         assert reply.status != 503 or int(reply.headers["retry-after"]) >= 1

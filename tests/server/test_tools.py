@@ -14,6 +14,9 @@ from engine.helpers import TOKENIZER
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from server.helpers import LIMITS, NAME, ScriptedRunner, live_server, make_llm, serve
 
+from llmir.server.protocol.tools import Tool
+from llmir.server.tools.schema import calls_schema
+
 LONG = dataclasses.replace(LIMITS, max_model_len=2048, num_pages=(1024,))
 PATH = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -163,6 +166,29 @@ def test_a_required_call_keeps_to_its_schema(stream, parallel):
                     assert arguments == {}
 
     serve(main, make_llm(FakeRunner(LONG)))
+
+
+def test_references_keep_pointing_into_their_own_schema():
+    # A property may be called as a keyword is.
+    inner = {"properties": {"default": {"$ref": "#/$defs/City"}, "$ref": {"type": "string"}}}
+    tool = {
+        "name": "f",
+        "parameters": {**inner, "enum": [{"$ref": "#"}], "$defs": WEATHER["$defs"]},
+    }
+    schema = calls_schema([Tool(type="function", function=tool)], several=True)
+    moved = schema["$defs"]["function_0"]
+    assert moved["properties"]["default"] == {"$ref": "#/$defs/function_0/$defs/City"}
+    assert moved["properties"]["$ref"] == {"type": "string"}
+    assert moved["enum"] == [{"$ref": "#"}]
+    validator = jsonschema.Draft202012Validator(
+        {**schema, "$defs": {"function_0": inner_only(moved)}}
+    )
+    assert validator.is_valid([{"name": "f", "arguments": {"default": "Rome"}}])
+    assert not validator.is_valid([{"name": "f", "arguments": {"default": "Bonn"}}])
+
+
+def inner_only(schema):
+    return {key: value for key, value in schema.items() if key != "enum"}
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["whole", "stream"])

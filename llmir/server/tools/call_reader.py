@@ -62,14 +62,12 @@ class CallReader:
     name: given where it stands before the arguments; then these are all there is to read.
 
     Attributes:
-        text: all that was read.
         begun: whether a CallBegins has been given, which cannot be taken back.
         done: whether the call is read.
         failed: whether this is no call, or goes on as none.
     """
 
     def __init__(self, names: Collection[str], name: str | None = None) -> None:
-        self.text = ""
         self.begun = False
         self.done = False
         self.failed = name is not None and name not in names
@@ -84,7 +82,6 @@ class CallReader:
 
     def take(self, char: str) -> list[Event]:
         """The next character, which may be white space between values."""
-        self.text += char
         events: list[Event] = []
         if self._value is not None:
             taken, events = self._in_value(self._value, char)

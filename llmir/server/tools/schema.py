@@ -10,6 +10,12 @@ from llmir.server.protocol.tools import Tool
 WHITE_SPACE = "[ ]"
 """Between JSON's tokens, at most once: a small model may go on with it for ever."""
 
+LITERALS = frozenset({"const", "default", "enum", "examples"})
+"""Keywords whose values are no schemas."""
+
+NAMED = frozenset({"$defs", "definitions", "dependentSchemas", "patternProperties", "properties"})
+"""Keywords whose values have a schema for each of some names."""
+
 
 def arguments_schema(tool: Tool) -> dict[str, Any]:
     """Of one function's arguments: an object; without a schema it has none, as OpenAI has it."""
@@ -39,18 +45,23 @@ def calls_schema(tools: Sequence[Tool], *, several: bool) -> dict[str, Any]:
     return schema if several else {**schema, "maxItems": 1}
 
 
-def _moved(schema: Any, to: str) -> Any:
-    """A schema that stands at `to` in another: its references to itself begin there."""
+def _moved(schema: Any, to: str, *, has_names: bool = False) -> Any:
+    """A schema that stands at `to` in another: its references to itself begin there.
+
+    has_names: its keys are names that the schema's author gave, and no keywords.
+    """
     if isinstance(schema, list):
         return [_moved(item, to) for item in schema]
     if not isinstance(schema, dict):
         return schema
     moved = {}
     for key, value in schema.items():
-        if key == "$ref" and isinstance(value, str) and value.startswith("#"):
+        if has_names:
+            moved[key] = _moved(value, to)
+        elif key == "$ref" and isinstance(value, str) and value.startswith("#"):
             moved[key] = to + value[1:]
-        elif key in ("const", "default", "enum", "examples"):
+        elif key in LITERALS:
             moved[key] = value
         else:
-            moved[key] = _moved(value, to)
+            moved[key] = _moved(value, to, has_names=key in NAMED)
     return moved
