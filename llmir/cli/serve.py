@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from llmir.api import AsyncLLM, load
+from llmir.api import PREFILL_PER_DECODE, AsyncLLM, load
 from llmir.artifact import KV_ELEMENTS, Artifact, is_artifact
 from llmir.cli.model import model_options
 from llmir.cli.options import ByteCount
 from llmir.cli.progress import num_compile_stages, stages
 from llmir.engine.policies import POLICIES
+from llmir.engine.scheduler_config import ADMISSIONS
 from llmir.errors import OptionError
 
 if TYPE_CHECKING:
@@ -60,6 +62,22 @@ def engine_flags(command: Decorated) -> Decorated:
             show_default=True,
             help="Who is served first: who came first, who has the lowest priority, or whose "
             "prompt is cached the furthest (lpm).",
+        ),
+        click.option(
+            "--admission",
+            type=click.Choice(list(ADMISSIONS)),
+            default="max_utilization",
+            show_default=True,
+            help="Whether requests begin as soon as their prompts fit, or only when all that they "
+            "may become does, so that none is ever preempted.",
+        ),
+        click.option(
+            "--max-prefill-per-decode",
+            type=click.FloatRange(min=0),
+            default=PREFILL_PER_DECODE,
+            show_default=True,
+            help="Tokens of prompts in a step for each answer that waits for its next token; inf: "
+            "as many as fit, for throughput alone.",
         ),
         click.option(
             "--speculative-config",
@@ -261,6 +279,7 @@ def open_engine(
     kv_cache_memory: int | None,
     verify_weights: str,
     speculative_config: str | None,
+    max_prefill_per_decode: float,
     **options: Any,
 ) -> AsyncLLM:
     """The engine of an artifact, or of what a model is compiled into.  Raises as `llmir.LLM`."""
@@ -278,6 +297,9 @@ def open_engine(
             num_threads=threads,
             verify_weights=verify_weights,
             speculative_config=_json("--speculative-config", speculative_config),
+            max_prefill_per_decode=(
+                max_prefill_per_decode if math.isfinite(max_prefill_per_decode) else None
+            ),
             on_stage=on_stage,
             **options,
             **given,

@@ -46,6 +46,8 @@ OPTIONS = {
         "--kv-cache-dtype",
         "--speculative-config",
         "--scheduling-policy",
+        "--admission",
+        "--max-prefill-per-decode",
         "--enable-prefix-caching",
         "--max-waiting",
         "--max-logprobs",

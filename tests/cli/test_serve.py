@@ -75,6 +75,8 @@ def test_every_flag(tiny_artifact: Path, tmp_path: Path) -> None:
         "--max-num-batched-tokens": 32,
         "--kv-cache-dtype": "auto",
         "--scheduling-policy": "priority",
+        "--admission": "guaranteed_no_evict",
+        "--max-prefill-per-decode": "inf",
         "--max-waiting": 3,
         "--max-logprobs": 2,
         "--max-body-size": "1K",
