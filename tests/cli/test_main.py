@@ -39,6 +39,7 @@ OPTIONS = {
         "--api-key-file",
         "--allowed-origins",
         "--chat-template",
+        "--page",
         "--log-level",
         "--max-model-len",
         "--max-num-seqs",
