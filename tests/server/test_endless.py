@@ -80,7 +80,8 @@ def test_who_may_not_come_in_is_not_listened_to(ending):
 
 
 @pytest.mark.parametrize(
-    "line", [b"GET /v1/models/%ff%fe HTTP/1.1", b"GET /%00%f0%28 HTTP/1.1", b"GET /?%ff HTTP/1.1"]
+    "line",
+    [b"GET /v1/models/%ff%fe HTTP/1.1", b"GET /%00%f0%28 HTTP/1.1", b"GET /none?%ff HTTP/1.1"],
 )
 def test_addresses_that_are_no_text(line):
     with live_server() as server, connect(server) as client:

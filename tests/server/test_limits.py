@@ -40,6 +40,7 @@ ADDRESSES = [
     ("GET", "//health"),
     ("POST", "/v1/completions"),
     ("POST", "/v1/chat/completions"),
+    ("POST", "/v1/responses"),
     ("POST", "/tokenize"),
     ("POST", "/detokenize"),
     ("OPTIONS", "/v1/completions"),
