@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,33 @@ json_file_option = click.option(
     metavar="[FILE]",
     help='Write one JSON document to FILE; without FILE, or with "-", to standard output '
     "in place of the table.",
+)
+
+
+def alternations_option(of: str) -> Callable[[Any], Any]:
+    """Rounds of a comparison; of: what each of them is a round of."""
+    return click.option(
+        "--alternations",
+        type=click.IntRange(1),
+        default=5,
+        show_default=True,
+        help=f"Rounds of each side in each {of}.",
+    )
+
+
+threads_option = click.option(
+    "--threads", type=click.IntRange(1), help="CPU threads.  [default: one per core]"
+)
+peers_dir_option = click.option(
+    "--peers-dir",
+    metavar="DIR",
+    help="Where the peers' environments and model files are made.  [default: ~/.cache/llmir-peers]",
+)
+table_option = click.option(
+    "--table", "table_file", metavar="FILE", help="Also write what is printed."
+)
+rows_option = click.option(
+    "--json", "json_file", metavar="FILE", help="Also write the rows as JSON."
 )
 
 

@@ -10,6 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from llmir.cli.bench_common import (
+    alternations_option,
+    peers_dir_option,
+    rows_option,
+    table_option,
+    threads_option,
+)
 from llmir.cli.options import split_commas
 from llmir.cli.progress import StageHook, num_compile_stages, stages
 from llmir.errors import OptionError
@@ -44,14 +51,8 @@ Examples:
     help="decode_b{sequences}_d{depth} or prefill_{tokens}, each with _t{threads} if not all.  "
     "[default: the six of the results]",
 )
-@click.option(
-    "--alternations",
-    type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    help="Rounds of each side in each metric.",
-)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one per core]")
+@alternations_option("metric")
+@threads_option
 @click.option(
     "--llmir-option",
     "llmir_options",
@@ -59,19 +60,15 @@ Examples:
     metavar="[METRIC:]NAME=VALUE",
     help="An option of llmir.compile, for all metrics or for one.  Repeatable.",
 )
-@click.option(
-    "--peers-dir",
-    metavar="DIR",
-    help="Where the peers' environments and model files are made.  [default: ~/.cache/llmir-peers]",
-)
+@peers_dir_option
 @click.option(
     "--plot",
     "plot_file",
     metavar="FILE",
     help="Also measure over batch sizes and depths, and draw them as SVG.",
 )
-@click.option("--table", "table_file", metavar="FILE", help="Also write what is printed.")
-@click.option("--json", "json_file", metavar="FILE", help="Also write the rows as JSON.")
+@table_option
+@rows_option
 @click.pass_context
 def peers(
     ctx: click.Context,

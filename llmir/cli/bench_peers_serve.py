@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmir.cli.bench_common import command_line
+from llmir.cli.bench_common import (
+    alternations_option,
+    command_line,
+    peers_dir_option,
+    rows_option,
+    table_option,
+    threads_option,
+)
 from llmir.cli.bench_peers import compile_value, gguf_file
 from llmir.cli.options import split_commas
 from llmir.cli.progress import StageHook, num_compile_stages, stages
@@ -43,14 +50,8 @@ Examples:
     help="Of start, shared, unshared, one_client, repeated_prompt, mixed, offline, sampled.  "
     "[default: all]",
 )
-@click.option(
-    "--alternations",
-    type=click.IntRange(1),
-    default=5,
-    show_default=True,
-    help="Rounds of each side in each scenario.",
-)
-@click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: one per core]")
+@alternations_option("scenario")
+@threads_option
 @click.option(
     "--llmir-option",
     "llmir_options",
@@ -72,13 +73,9 @@ Examples:
     help="Long prompts per second in `mixed`.  [default: 0.25]",
 )
 @click.option("--smoke", is_flag=True, help="Few tokens: whether all works, and no figures.")
-@click.option(
-    "--peers-dir",
-    metavar="DIR",
-    help="Where the peers' environments and model files are made.  [default: ~/.cache/llmir-peers]",
-)
-@click.option("--table", "table_file", metavar="FILE", help="Also write what is printed.")
-@click.option("--json", "json_file", metavar="FILE", help="Also write the rows as JSON.")
+@peers_dir_option
+@table_option
+@rows_option
 @click.pass_context
 def peers_serve(
     ctx: click.Context,
