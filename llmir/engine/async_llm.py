@@ -270,6 +270,11 @@ class AsyncLLM(Frontend):
         """What the engine broke with; None: nothing.  A failed step alone does not break it."""
         return self._error
 
+    @property
+    def num_running(self) -> int:
+        """Sequences in the batch; `stats` has this and more, and takes longer."""
+        return len(self._core.scheduler.running)
+
     def stats(self) -> EngineStats:
         """What there is to know of the engine now."""
         return self._core.stats()

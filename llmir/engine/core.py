@@ -183,22 +183,22 @@ class EngineCore:
                 break  # what was chosen so far stands; the next step says it of this row
         if token is None:
             seq.end()
+        num_accepted = max(0, len(new) - 1)
         if drafts:
-            num_accepted = max(0, len(new) - 1)
             chunk.refuse(len(drafts) - num_accepted)
             self._num_drafts += 1
             self._num_draft_tokens += len(drafts)
             self._num_accepted_tokens += num_accepted
-        self._speculate(seq, len(drafts), new)
+        proposer = self._proposers.get(seq)
+        if proposer is not None:
+            if drafts:
+                proposer.learn(len(drafts), num_accepted)
+            self._speculate(seq, proposer, new)
         return new
 
-    def _speculate(self, seq: Sequence, num_drafted: int, new: list[int]) -> None:
+    @staticmethod
+    def _speculate(seq: Sequence, proposer: NgramProposer, new: list[int]) -> None:
         """Propose what comes next in `seq`."""
-        proposer = self._proposers.get(seq)
-        if proposer is None:
-            return
-        if num_drafted:
-            proposer.learn(num_drafted, max(0, len(new) - 1))
         proposer.extend(new)
         # The last token of an output is never fed back.
         seq.drafts = proposer.propose(seq.max_tokens - len(seq.output_token_ids) - 1)

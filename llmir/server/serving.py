@@ -162,7 +162,7 @@ class Serving:
         if not self.is_ready:
             raise overloaded("the server is shutting down", retry_after_s=5)
         # Those on their way to the engine count too, which its own numbers do not show yet.
-        num_waiting = max(0, self.num_sequences - self.engine.stats().num_running)
+        num_waiting = max(0, self.num_sequences - self.engine.num_running)
         if num_waiting + num_wanted > self.settings.max_waiting:
             raise overloaded(f"{num_waiting} sequences are waiting already; try again later")
 
