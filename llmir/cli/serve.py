@@ -6,34 +6,21 @@ import json
 import logging
 import math
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmir.api import PREFILL_PER_DECODE, AsyncLLM, load
-from llmir.artifact import KV_ELEMENTS, Artifact, is_artifact
+from llmir.api import AsyncLLM, load
+from llmir.artifact import Artifact, is_artifact
 from llmir.cli.model import model_options
-from llmir.cli.options import ByteCount
 from llmir.cli.progress import num_compile_stages, stages
-from llmir.engine.policies import POLICIES
-from llmir.engine.scheduler_config import ADMISSIONS
+from llmir.cli.serve_options import KV_DTYPES, engine_flags, limit_flags
 from llmir.errors import OptionError
 
 if TYPE_CHECKING:
     from llmir.server.settings import ServerSettings
-
-Decorated = TypeVar("Decorated", bound=Callable[..., Any])
-
-KV_DTYPES = {
-    **{name: name for name in ("auto", *KV_ELEMENTS)},
-    "bfloat16": "bf16",
-    "float16": "f16",
-    "float32": "f32",
-    "fp8_e4m3": "fp8",
-}
-"""vLLM's names of KV cache dtypes, beside llmir's."""
 
 EPILOG = """\b
 Examples:
@@ -44,108 +31,6 @@ Examples:
 
 SIGTERM or Ctrl-C finishes what runs and ends; a second one ends at once.
 """
-
-
-def engine_flags(command: Decorated) -> Decorated:
-    """Options of the engine, and those of compiling that vLLM has at this place."""
-    for option in (
-        click.option(
-            "--enable-prefix-caching/--no-enable-prefix-caching",
-            default=True,
-            show_default=True,
-            help="Compute what prompts begin with alike once.",
-        ),
-        click.option(
-            "--scheduling-policy",
-            type=click.Choice(list(POLICIES)),
-            default="fcfs",
-            show_default=True,
-            help="Who is served first: who came first, who has the lowest priority, or whose "
-            "prompt is cached the furthest (lpm).",
-        ),
-        click.option(
-            "--admission",
-            type=click.Choice(list(ADMISSIONS)),
-            default="max_utilization",
-            show_default=True,
-            help="Whether requests begin as soon as their prompts fit, or only when all that they "
-            "may become does, so that none is ever preempted.",
-        ),
-        click.option(
-            "--max-prefill-per-decode",
-            type=click.FloatRange(min=0),
-            default=PREFILL_PER_DECODE,
-            show_default=True,
-            help="Tokens of prompts in a step for each answer that waits for its next token; inf: "
-            "as many as fit, for throughput alone.",
-        ),
-        click.option(
-            "--speculative-config",
-            metavar="JSON",
-            help='Draft tokens ahead: \'{"method": "ngram", "num_speculative_tokens": 4}\'.',
-        ),
-        click.option(
-            "--kv-cache-dtype",
-            type=click.Choice(list(KV_DTYPES)),
-            help="How the KV cache stores numbers; of an artifact, how it must.",
-        ),
-        click.option(
-            "--max-num-batched-tokens", type=int, help="Most tokens in one step.  [default: all]"
-        ),
-        click.option(
-            "--max-num-seqs", type=int, help="Most sequences in one step.  [default: all]"
-        ),
-        click.option(
-            "--max-model-len",
-            type=int,
-            help="Longest prompt and answer together, in tokens; of an artifact, what it must be.",
-        ),
-    ):
-        command = option(command)
-    return command
-
-
-def limit_flags(command: Decorated) -> Decorated:
-    """Options that say how much is taken from clients."""
-    for option in (
-        click.option(
-            "--shutdown-timeout",
-            type=float,
-            default=30.0,
-            show_default=True,
-            help="Seconds that running requests have when the server is asked to end.",
-        ),
-        click.option(
-            "--request-timeout",
-            type=float,
-            default=600.0,
-            show_default=True,
-            help="Seconds that a request may take in all; 0: any number.",
-        ),
-        click.option(
-            "--max-body-size",
-            type=ByteCount(),
-            default="4M",
-            show_default=True,
-            help="Longest body of a request.",
-        ),
-        click.option(
-            "--max-logprobs",
-            type=int,
-            default=20,
-            show_default=True,
-            help="Most candidates whose log-probabilities a request may ask for.",
-        ),
-        click.option(
-            "--max-waiting",
-            type=int,
-            default=4096,
-            show_default=True,
-            help="Sequences that may wait; more are told to come again later.",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @click.command(epilog=EPILOG)
@@ -278,7 +163,7 @@ def open_engine(
     threads: int | None,
     kv_cache_memory: int | None,
     verify_weights: str,
-    speculative_config: str | None,
+    speculative_config: str,
     max_prefill_per_decode: float,
     **options: Any,
 ) -> AsyncLLM:
@@ -296,7 +181,11 @@ def open_engine(
             kv_cache_memory_bytes=kv_cache_memory,
             num_threads=threads,
             verify_weights=verify_weights,
-            speculative_config=_json("--speculative-config", speculative_config),
+            speculative_config=(
+                None
+                if speculative_config == "none"
+                else _json("--speculative-config", speculative_config)
+            ),
             max_prefill_per_decode=(
                 max_prefill_per_decode if math.isfinite(max_prefill_per_decode) else None
             ),
@@ -357,9 +246,7 @@ def read_chat_template(given: str, engine: AsyncLLM) -> str:
     return text
 
 
-def _json(flag: str, text: str | None) -> Any:
-    if text is None:
-        return None
+def _json(flag: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError as error:

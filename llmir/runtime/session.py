@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from llmir.host import available_bytes, host_cpu, missing_here
 from llmir.runtime.base import F32, I32, StepBatch, StepLimits, TopLogits
 from llmir.runtime.devices import IREE_ERRORS, devices_of, open_device, positive
 from llmir.runtime.transfer import ELEMENT_TYPES, to_device, to_host
+from llmir.runtime.waiting import polite_wait
 from llmir.targets import kind_of_device
 
 PARAMETER_SCOPE = "model"
@@ -67,6 +69,7 @@ class Session:
             max_num_seqs=manifest.limits.max_num_seqs,
             vocab_size=manifest.model.vocab_size,
         )
+        self._wait = polite_wait if self.module.driver == "local-task" else nullcontext
         self._context, self._functions = _load(artifact, self.module, self.device)
         self._kv = [
             _kv_pool(self.device, manifest.kv, num_pages[group])
@@ -146,7 +149,8 @@ class Session:
             arguments.push_ref(pool)
         results = rt.VmVariantList(len(dtypes))
         try:
-            self._context.invoke(function, arguments, results)
+            with self._wait():
+                self._context.invoke(function, arguments, results)
             found = [
                 to_host(self.device, results.get_as_object(i, rt.HalBufferView), dtype)
                 for i, dtype in enumerate(dtypes)

@@ -14,8 +14,8 @@ from llmir.bench.peers.serving.base import MODEL_NAME, ServerPlan
 NAME = llama_cpp.NAME
 _VERSION = "0.3.36"
 _SOURCE = f"{{here}}/src/llama_cpp_python-{_VERSION}"
-# Slots that share one KV cache, as other servers' requests do.  Each may be as long as the
-# model allows; a slot keeps its last prompt, which is its prefix cache.
+# A slot keeps its last prompt, which is its prefix cache.  Slots that share one KV cache may each
+# be as long as the model allows, with a cache of its own each has a sixteenth of the tokens.
 NUM_SLOTS, CONTEXT_TOKENS = 16, 16384
 
 ENVIRONMENT = Environment(
@@ -47,16 +47,29 @@ _COMMAND = (
     *("{here}/build/bin/llama-server", "--model", "{model}", "--alias", MODEL_NAME),
     *("--host", "{host}", "--port", "{port}"),
     *("--threads", "{threads}", "--threads-batch", "{threads}"),
-    *("--parallel", str(NUM_SLOTS), "--kv-unified", "--ctx-size", str(CONTEXT_TOKENS)),
-    "--no-ui",
+    *("--parallel", str(NUM_SLOTS), "--ctx-size", str(CONTEXT_TOKENS), "--no-ui"),
 )
-# Its own choice is flash attention on.
-_SETTINGS = {"": (), "-fa0": ("--flash-attn", "off")}
+_SHARED, _SPLIT = "--kv-unified", "--no-kv-unified"
+_FLASH, _NO_FLASH = ("--flash-attn", "on"), ("--flash-attn", "off")
+# Of its kinds of n-gram speculation and their sizes, the fastest of nine tried for one client.
+_NGRAM = (
+    *("--spec-type", "ngram-mod", "--spec-ngram-mod-n-min", "2", "--spec-ngram-mod-n-max", "8"),
+)
+# Its own choices are flash attention, and for a given number of slots a cache of each its own.
+_SETTINGS = {
+    "": (*_FLASH, _SHARED),
+    "-fa0": (*_NO_FLASH, _SHARED),
+    "-split": (*_FLASH, _SPLIT),
+    "-fa0-split": (*_NO_FLASH, _SPLIT),
+    "-ngram": (*_FLASH, _SHARED, *_NGRAM),
+}
+# The file as it is, and what was fastest for many clients with and without bf16 units, and for one.
+_BY_DEFAULT = ("file", "q4_0-split", "bf16-fa0-split", "q4_0-ngram")
 _REQUANTISED = ("q4_0", "q8_0", "bf16")
 
 
 def servers(file_format: str, num_threads: int) -> Sequence[ServerPlan]:
-    """The file and other quantisations of it, each also without flash attention."""
+    """The file and other quantisations of it, with and without flash attention, and so on."""
     forms: list[str | None] = [None, *(f for f in _REQUANTISED if f != file_format.lower())]
     return [
         ServerPlan(
@@ -67,8 +80,7 @@ def servers(file_format: str, num_threads: int) -> Sequence[ServerPlan]:
             command=_COMMAND + arguments,
             versions={"llama-cpp-python's llama.cpp": _VERSION},
             is_same_file=form is None,
-            # Those that are the defaults of the other comparison.
-            by_default=suffix == "-fa0" or (form is None and not suffix),
+            by_default=(form or "file") + suffix in _BY_DEFAULT,
         )
         for form in forms
         for suffix, arguments in _SETTINGS.items()
