@@ -28,8 +28,8 @@ from llmir.importers.hub import resolve_model
 from llmir.targets import Target, kind_of_device, resolve
 
 PREFILL_PER_DECODE = 6.0
-"""Of AsyncLLM.  Between 4 and 8 a server of two Zen 3 cores answered 10 % more tokens a second than
-with 2, as many as without a bound, and tokens came every 130 ms while long prompts were computed."""
+"""Of AsyncLLM.  Between 4 and 8 a server of two Zen 3 cores answered 10 % more tokens a second
+than with 2, as many as without a bound; tokens came every 130 ms beside long prompts."""
 
 StageHook = Callable[[str], AbstractContextManager[Any]]
 
