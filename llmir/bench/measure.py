@@ -20,6 +20,9 @@ from llmir.runtime.base import StepRunner
 
 DECODE_STEPS_PER_REPEAT = 20
 DECODE_WARM_UP_STEPS = 3
+# On slow devices, fewer: as many as this time holds.
+LONG_REPEAT_S, LONG_WARM_UP_S = 4.0, 1.0
+LEAST_STEPS_PER_REPEAT = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,10 +147,15 @@ def _measure_decode(
     seqs = Sequences(runner, case.batch, case.depth + 1)
     seqs.fill(computed_depth)
     span = Span(case.depth, case.depth + 1)
+    took_s, steps = LONG_REPEAT_S, DECODE_STEPS_PER_REPEAT
     for _ in range(DECODE_WARM_UP_STEPS):
-        seqs.step(span)
+        took_s = min(took_s, seqs.step(span)[0])
+        if took_s > LONG_WARM_UP_S:
+            break
+    if took_s * steps > LONG_REPEAT_S:
+        steps = max(LEAST_STEPS_PER_REPEAT, round(LONG_REPEAT_S / took_s))
     meter.begin()
-    step_s = [[seqs.step(span)[0] for _ in range(DECODE_STEPS_PER_REPEAT)] for _ in range(repeats)]
+    step_s = [[seqs.step(span)[0] for _ in range(steps)] for _ in range(repeats)]
     return step_s, meter.end()
 
 

@@ -23,7 +23,7 @@ CHAIN = 8
 READ_ROWS = 64
 FMA_CHAINS, FMA_LENGTH = 8, 256
 MATMUL_SIZES = {"cuda": 4096, "rocm": 4096}
-DEFAULT_MATMUL_SIZE = 1024
+DEFAULT_MATMUL_SIZE = 512
 
 
 def matmul_size(kind: str) -> int:
