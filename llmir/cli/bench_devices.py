@@ -95,10 +95,11 @@ def devices(
     opened = open_model(model)
     places = places_for(opened, [d.strip() for d in devices.split(",") if d.strip()])
     machine = report.hardware()
-    measured = sum(place.module is not None for place in places)
+    there = [place.module for place in places if place.module]
+    num_stages = sum(1 + len(cases) + module.target.startswith("cpu") for module in there)
     with (
         tempfile.TemporaryDirectory(prefix="llmir-") as scratch,
-        stages(measured * (1 + len(cases))) as on_stage,
+        stages(num_stages) as on_stage,
     ):
         results = run_devices(
             opened,

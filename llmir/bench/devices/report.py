@@ -16,8 +16,8 @@ _COLUMNS: dict[str, Callable[[DeviceRow], str]] = {
     "seqs": lambda r: str(r.row.batch),
     "prompt": lambda r: str(r.row.prompt_tokens or ""),
     "depth": lambda r: str(r.row.depth),
-    "tok/s": lambda r: number(r.row.tokens_per_s),
-    "min–max": lambda r: f"{number(r.row.tokens_per_s_min)}–{number(r.row.tokens_per_s_max)}",
+    "tok/s": lambda r: _rate(r.row.tokens_per_s),
+    "min–max": lambda r: f"{_rate(r.row.tokens_per_s_min)}–{_rate(r.row.tokens_per_s_max)}",
     "step ms p50": lambda r: number(r.row.step_ms_p50),
     "p99": lambda r: number(r.row.step_ms_p99),
     "first token ms": lambda r: (
@@ -33,6 +33,11 @@ _COLUMNS: dict[str, Callable[[DeviceRow], str]] = {
     ),
     "others' CPU": lambda r: share(r.row.others_cpu_share),
 }
+
+
+def _rate(value: float) -> str:
+    """Three digits of those below 10: some devices are a thousand times slower than others."""
+    return number(value) if value >= 10 else f"{value:.3g}"
 
 
 def _mega(value: int | None) -> str:
@@ -129,4 +134,4 @@ def _case(row: DeviceRow) -> str:
     case = (
         f"prefill {r.prompt_tokens}" if r.phase == "prefill" else f"decode {r.batch} at {r.depth}"
     )
-    return f"{case}: {number(r.tokens_per_s)} tok/s"
+    return f"{case}: {_rate(r.tokens_per_s)} tok/s"

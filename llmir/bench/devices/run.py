@@ -99,27 +99,42 @@ def run_devices(
         for place in places:
             if place.module:
                 kv_bytes_of(case, StepCosts.of(artifact.manifest, place.module), options)
-    results = []
-    for place in places:
-        if place.module is None:
-            results.append(DeviceResult(place=place))
-            continue
-        limits, no_limits = _limits_of(place, place.module, options, compile_limits, on_stage)
-        rows: list[DeviceRow] = []
-        error = ""
-        try:
-            for case in cases:
-                rows.append(
-                    _measure(
-                        artifact, place, place.module, case, options, repeats, limits, on_stage
-                    )
-                )
-        except LlmirError as failed:
-            error = str(failed)
-        results.append(
-            DeviceResult(place=place, limits=limits, no_limits=no_limits, rows=rows, error=error)
-        )
-    return results
+    return [
+        _run_place(artifact, place, cases, options, repeats, compile_limits, on_stage)
+        for place in places
+    ]
+
+
+def _run_place(
+    artifact: Artifact,
+    place: Place,
+    cases: Sequence[Case],
+    options: RunOptions,
+    repeats: int,
+    compile_limits: CompileLimits | None,
+    on_stage: StageHook,
+) -> DeviceResult:
+    """A CPU's limits are measured before and after, and the better count, as in `run_latency`."""
+    module = place.module
+    if module is None:
+        return DeviceResult(place=place)
+    limits, no_limits = _limits_of(place, module, options, compile_limits, on_stage)
+    found: list[tuple[Case, Measured]] = []
+    error = ""
+    try:
+        for case in cases:
+            measured = _measure(artifact, place, module, case, options, repeats, on_stage)
+            found.append((case, measured))
+        if isinstance(limits, MachineLimits):
+            limits = limits.better(limits_in_process(limits.num_threads, on_stage))
+    except LlmirError as failed:
+        error = str(failed)
+    costs, budget = StepCosts.of(artifact.manifest, module), artifact.manifest.limits
+    rows = [
+        device_row(make_row(case, m, costs, budget.max_num_batched_tokens, limits), m, limits)
+        for case, m in found
+    ]
+    return DeviceResult(place=place, limits=limits, no_limits=no_limits, rows=rows, error=error)
 
 
 def _limits_of(
@@ -156,9 +171,8 @@ def _measure(
     case: Case,
     options: RunOptions,
     repeats: int,
-    limits: Limits | None,
     on_stage: StageHook,
-) -> DeviceRow:
+) -> Measured:
     costs = StepCosts.of(artifact.manifest, module)
     is_cpu = module.target.startswith("cpu")
     here = dataclasses.replace(
@@ -175,9 +189,7 @@ def _measure(
         "repeats": repeats,
     }
     with on_stage(f"{place.uri}: {case.name}"):
-        measured = Measured(**run_job(job))
-    budget = artifact.manifest.limits.max_num_batched_tokens
-    return device_row(make_row(case, measured, costs, budget, limits), measured, limits)
+        return Measured(**run_job(job))
 
 
 def device_row(row: Row, measured: Measured, limits: Limits | None) -> DeviceRow:
