@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 
 from llmir.dialect_ext.registry import op_names
 
-from . import draws_of_pages, draws_of_rows, draws_of_weights
+from . import draws_of_packed, draws_of_pages, draws_of_rows, draws_of_weights
 from .draw import Draw
 
-_MODULES = (draws_of_rows, draws_of_weights, draws_of_pages)
+_MODULES = (draws_of_rows, draws_of_weights, draws_of_packed, draws_of_pages)
 
 
 def draws_of(op: str) -> Callable[[], Iterator[Draw]] | None:

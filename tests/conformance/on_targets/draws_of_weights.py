@@ -8,24 +8,20 @@ order, and activations rounded as the op's attribute says.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from conformance import cases
 from dialect_ext.lowered import from_bf16, to_bf16
 
 from llmir import formats
 from llmir.dialect_ext.activations import PRECISIONS
-from llmir.dialect_ext.packed_matmul import LARGEST_INT, activations_of
-from llmir.dialect_ext.registry import get_op
+from llmir.dialect_ext.packed_matmul import LARGEST_INT
 from llmir.dialect_ext.types import TensorType
-from llmir.formats import packed
 from llmir.formats.base import GroupQuantized, QuantLayout
 from llmir.formats.rounding import INT4_GROUP_SIZES
 
-from .draw import Array, Draw, Sample, Verdict, exact, f32, i32, near, normal, of_all_sizes
-from .draws_of_rows import judge_topk
+from .draw import Array, Draw, Sample, Verdict, f32, i32, near, normal, of_all_sizes
 
 FLOATS = ("f32", "bf16", "f16")
 ROUNDED = tuple(a for a in PRECISIONS if a != "f32")
@@ -85,7 +81,7 @@ def embedding() -> Iterator[Draw]:
                 rng: np.random.Generator, dtype: str = dtype, shape: Any = (rows, columns)
             ) -> list[Sample]:
                 table, wide = stored(normal(rng, *shape), dtype)
-                return [_looked_up([table], wide, ids) for ids in _ids(rng, shape[0])]
+                return [looked_up([table], wide, ids) for ids in some_ids(rng, shape[0])]
 
             types = (i32(None), TensorType((rows, columns), dtype))
             label = f"V={rows} K={columns}"
@@ -106,7 +102,7 @@ def _quantized_tables(rows: int, columns: int) -> Iterator[Draw]:
             # With a multiply-add a number is rounded once, without it twice.
             slack = 2e-7 * (_sizes(table) + 1e-3)
             operands = [table.quants, table.scales, table.mins]
-            return [_looked_up(operands, wide, ids, slack) for ids in _ids(rng, rows)]
+            return [looked_up(operands, wide, ids, slack) for ids in some_ids(rng, rows)]
 
         types = (i32(None), *_plane_types(layout, rows, columns))
         yield Draw(
@@ -119,14 +115,14 @@ def _quantized_tables(rows: int, columns: int) -> Iterator[Draw]:
         )
 
 
-def _ids(rng: np.random.Generator, rows: int) -> Iterator[Array]:
+def some_ids(rng: np.random.Generator, rows: int) -> Iterator[Array]:
     for tokens in (1, 7, 40):
         ids = rng.integers(0, rows, tokens).astype(np.int32)
         ids[:2] = (rows - 1, 0)[:tokens]
         yield ids
 
 
-def _looked_up(
+def looked_up(
     table: list[Array | None], wide: Array, ids: Array, slack: Array | float = 0.0
 ) -> Sample:
     allowed = slack[ids] if isinstance(slack, np.ndarray) else slack
@@ -185,7 +181,7 @@ def linear() -> Iterator[Draw]:
 
                 yield Draw(
                     op="linear",
-                    dtype=_with_activations(dtype, activations),
+                    dtype=with_activations(dtype, activations),
                     label=f"N={rows} K={columns}",
                     types=(
                         f32(None, columns),
@@ -213,7 +209,7 @@ def quantized_matmul() -> Iterator[Draw]:
 
                 yield Draw(
                     op="quantized_matmul",
-                    dtype=_with_activations(name, activations),
+                    dtype=with_activations(name, activations),
                     label=f"N={rows} K={columns}",
                     types=(
                         f32(None, columns),
@@ -225,7 +221,7 @@ def quantized_matmul() -> Iterator[Draw]:
                 )
 
 
-def _with_activations(dtype: str, activations: str) -> str:
+def with_activations(dtype: str, activations: str) -> str:
     return dtype if activations == "f32" else f"{dtype} × {activations}"
 
 
@@ -265,141 +261,3 @@ def _rounding(x: Array, activations: str) -> Array:
         return np.abs(x).astype(np.float64) * 2.0**-8
     largest = np.abs(x).max(axis=1, keepdims=True).astype(np.float64)
     return np.broadcast_to(largest / LARGEST_INT[activations], x.shape)
-
-
-# --- packed matrices, which passes make for kernels
-
-
-def packed_embedding() -> Iterator[Draw]:
-    rows, columns = 33, 256
-    for name in packed.FORMATS:
-
-        def samples(rng: np.random.Generator, name: str = name) -> list[Sample]:
-            table = cases.packed_weight(rng, name, rows, columns)
-            wide = packed.unpack_matrix(name, table.view(np.uint8), rows, columns)
-            return [_looked_up([table], wide, ids) for ids in _ids(rng, rows)]
-
-        yield Draw(
-            op="packed_embedding",
-            dtype=name,
-            label=f"V={rows} K={columns}",
-            types=(i32(None), _packed_type(name, rows, columns)),
-            attrs={"format": name, "rows": rows, "cols": columns},
-            samples=samples,
-        )
-
-
-def _packed_type(name: str, rows: int, columns: int) -> TensorType:
-    return TensorType((packed.FORMATS[name].num_bytes(rows, columns),), "i8")
-
-
-PACKED_COLUMNS = 256
-# What is fused, N, T of the samples: a shape takes one of them in turn.
-FUSED: tuple[tuple[dict[str, Any], int, tuple[int, ...]], ...] = (
-    ({}, 33, (1, 3, 18)),
-    ({"norm": True, "bias": True, "residual": True}, 40, (1, 4, 21)),
-    ({"norm": True, "gated": "silu"}, 32, (1, 2, 19)),
-    ({"gated": "gelu_tanh"}, 48, (1, 6, 33)),
-)
-
-
-def packed_matmul() -> Iterator[Draw]:
-    for name in packed.FORMATS:
-        for i, activations in enumerate(activations_of(name)):
-            for with_parts, rows, tokens in (FUSED[0], FUSED[1 + i % 3]):
-                yield _packed_draw(name, activations, rows, tokens, with_parts)
-
-
-def _packed_draw(
-    name: str, activations: str, rows: int, tokens: tuple[int, ...], parts: Mapping[str, Any]
-) -> Draw:
-    shape = cases.MatmulShape(T=1, N=rows, K=PACKED_COLUMNS, **parts)
-    gated = str(parts.get("gated", ""))
-    attrs = {
-        "format": name,
-        "activations": activations,
-        "rows": rows,
-        "gated": gated,
-        "eps": 1e-5,
-    }
-
-    def samples(rng: np.random.Generator) -> list[Sample]:
-        weight = cases.packed_weight(rng, name, rows * (2 if gated else 1), PACKED_COLUMNS)
-        norm = normal(rng, PACKED_COLUMNS) if shape.norm else None
-        bias = normal(rng, rows) if shape.bias else None
-        found = []
-        for count in tokens:
-            residual = normal(rng, count, rows) if shape.residual else None
-            operands = [of_all_sizes(rng, count, PACKED_COLUMNS), weight, norm, bias, residual]
-            expected = get_op("packed_matmul").reference(*operands, **attrs)
-            slack = cases.matmul_slack(operands, attrs)
-
-            def judge(results: Any, _: bool, e: Array = expected, s: Array = slack) -> Verdict:
-                return near(results[0], e, s)
-
-            found.append(Sample(operands=operands, judge=judge))
-        return found
-
-    return Draw(
-        op="packed_matmul",
-        dtype=_with_activations(name, activations),
-        label=f"N={rows} " + " ".join(parts),
-        types=(
-            f32(None, PACKED_COLUMNS),
-            _packed_type(name, rows * (2 if gated else 1), PACKED_COLUMNS),
-            f32(PACKED_COLUMNS) if shape.norm else None,
-            f32(rows) if shape.bias else None,
-            f32(None, rows) if shape.residual else None,
-        ),
-        attrs=attrs,
-        samples=samples,
-    )
-
-
-def packed_argmax() -> Iterator[Draw]:
-    yield from _packed_best("packed_argmax", 0)
-
-
-def packed_topk() -> Iterator[Draw]:
-    yield from _packed_best("packed_topk", 8)
-
-
-def _packed_best(op: str, k: int) -> Iterator[Draw]:
-    """Logits that are whole numbers, so that every order of the sums gives the same ones."""
-    rows = 100
-    for name in ("f32", "bf16"):
-        for activations in activations_of(name):
-            attrs: dict[str, Any] = {"format": name, "activations": activations, "rows": rows}
-            if k:
-                attrs["k"] = k
-
-            def samples(
-                rng: np.random.Generator, name: str = name, attrs: Any = attrs
-            ) -> list[Sample]:
-                values = rng.integers(-3, 4, (rows, PACKED_COLUMNS)).astype(np.float32)
-                weight = cases.pack_floats(name, values)
-                found = []
-                for tokens in (1, 4, 19):
-                    x = rng.integers(-2, 3, (tokens, PACKED_COLUMNS)).astype(np.float32)
-                    given = get_op(op).reference(x, weight, None, None, **{"eps": 0.0, **attrs})
-                    judge = (
-                        judge_topk(*given)
-                        if k
-                        else lambda results, _, given=given: exact(results[0], given)
-                    )
-                    found.append(Sample(operands=[x, weight, None, None], judge=judge))
-                return found
-
-            yield Draw(
-                op=op,
-                dtype=_with_activations(name, activations),
-                label=f"V={rows}",
-                types=(
-                    f32(None, PACKED_COLUMNS),
-                    _packed_type(name, rows, PACKED_COLUMNS),
-                    None,
-                    None,
-                ),
-                attrs=attrs,
-                samples=samples,
-            )
