@@ -14,11 +14,15 @@ from pathlib import Path
 from llmir import artifact as artifacts
 from llmir.bench.cases import Case, Sequences, chunks_of
 from llmir.bench.costs import Span, StepCosts
+from llmir.bench.energy import Meter, NoMeter
 from llmir.engine.from_artifact import open_artifact
 from llmir.runtime.base import StepRunner
 
 DECODE_STEPS_PER_REPEAT = 20
 DECODE_WARM_UP_STEPS = 3
+# On slow devices, fewer: as many as this time holds.
+LONG_REPEAT_S, LONG_WARM_UP_S = 4.0, 1.0
+LEAST_STEPS_PER_REPEAT = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,6 +52,10 @@ class Measured:
     peak_memory_bytes        VmHWM, mapped weights among them; None where /proc has none
     kv_pool_bytes            allocated; pages that nothing was written to cost no memory
     kv_used_bytes            of the pages that this row wrote, and page 0
+    energy_j                 of the measured steps; None where the device does not tell
+    energy_source            where that comes from, or why there is none
+    device_peak_bytes        the most that IREE's allocator held on the device, of its count;
+                             None if it does not count
     """
 
     load_s: float
@@ -58,9 +66,18 @@ class Measured:
     peak_memory_bytes: int | None
     kv_pool_bytes: int
     kv_used_bytes: int
+    energy_j: float | None = None
+    energy_source: str = ""
+    device_peak_bytes: int | None = None
 
 
-def measure_case(path: Path, case: Case, options: RunOptions, repeats: int) -> Measured:
+def measure_case(
+    path: Path,
+    case: Case,
+    options: RunOptions,
+    repeats: int,
+    meter: Meter = NoMeter("not asked for"),  # noqa: B008  it has no state
+) -> Measured:
     """Open the artifact and measure one row.  Peak memory is this whole process's.
 
     Raises as artifact.load and engine.from_artifact.open_artifact; DeviceError.
@@ -86,9 +103,9 @@ def measure_case(path: Path, case: Case, options: RunOptions, repeats: int) -> M
         if options.zero_kv and isinstance(runner, Session) and runner.module.cpu_arch:
             runner.zero_kv(1 + case.batch * -(-case.tokens_per_seq // runner.limits.page_size))
             depth = 0
-        step_s = _measure_decode(runner, case, repeats, depth)
+        step_s, energy_j = _measure_decode(runner, case, repeats, depth, meter)
     else:
-        step_s, first_token_s = _measure_prefill(runner, case, repeats)
+        step_s, first_token_s, energy_j = _measure_prefill(runner, case, repeats, meter)
     others = share_of_others(before, cpu_seconds())
     costs = StepCosts.of(artifact.manifest, choose_module(artifact, options.device))
     return Measured(
@@ -100,34 +117,55 @@ def measure_case(path: Path, case: Case, options: RunOptions, repeats: int) -> M
         peak_memory_bytes=peak_memory_bytes(),
         kv_pool_bytes=costs.pool_bytes(runner.limits.num_pages),
         kv_used_bytes=costs.kv_bytes(case.batch, case.tokens_per_seq),
+        energy_j=energy_j,
+        energy_source=meter.source,
+        device_peak_bytes=_device_peak_bytes(runner),
     )
 
 
 def _measure_prefill(
-    runner: StepRunner, case: Case, repeats: int
-) -> tuple[list[list[float]], list[float]]:
+    runner: StepRunner, case: Case, repeats: int, meter: Meter
+) -> tuple[list[list[float]], list[float], float | None]:
     seqs = Sequences(runner, 1, case.prompt_tokens)
     spans = list(chunks_of(0, case.prompt_tokens, runner.limits.max_num_batched_tokens))
     step_s, first_token_s = [], []
-    for _ in range(1 + repeats):
+    for repeat in range(1 + repeats):
+        if repeat == 1:
+            meter.begin()
         start = time.perf_counter()
         steps = [seqs.step(span) for span in spans]
         first_token_s.append(time.perf_counter() - start)
         step_s.append([seconds for seconds, _ in steps])
         seqs.release()
-    return step_s[1:], first_token_s[1:]  # the first was to warm up
+    return step_s[1:], first_token_s[1:], meter.end()  # the first was to warm up
 
 
 def _measure_decode(
-    runner: StepRunner, case: Case, repeats: int, computed_depth: int
-) -> list[list[float]]:
+    runner: StepRunner, case: Case, repeats: int, computed_depth: int, meter: Meter
+) -> tuple[list[list[float]], float | None]:
     """computed_depth: how many tokens of each sequence are computed before."""
     seqs = Sequences(runner, case.batch, case.depth + 1)
     seqs.fill(computed_depth)
     span = Span(case.depth, case.depth + 1)
+    took_s, steps = LONG_REPEAT_S, DECODE_STEPS_PER_REPEAT
     for _ in range(DECODE_WARM_UP_STEPS):
-        seqs.step(span)
-    return [[seqs.step(span)[0] for _ in range(DECODE_STEPS_PER_REPEAT)] for _ in range(repeats)]
+        took_s = min(took_s, seqs.step(span)[0])
+        if took_s > LONG_WARM_UP_S:
+            break
+    if took_s * steps > LONG_REPEAT_S:
+        steps = max(LEAST_STEPS_PER_REPEAT, round(LONG_REPEAT_S / took_s))
+    meter.begin()
+    step_s = [[seqs.step(span)[0] for _ in range(steps)] for _ in range(repeats)]
+    return step_s, meter.end()
+
+
+def _device_peak_bytes(runner: StepRunner) -> int | None:
+    from llmir.runtime.session import Session
+
+    if not isinstance(runner, Session) or not runner.device.allocator.has_statistics:
+        return None
+    counts = runner.device.allocator.statistics
+    return int(counts["device_bytes_peak"])
 
 
 def cpu_seconds() -> tuple[float, float, float] | None:

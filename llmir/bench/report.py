@@ -9,7 +9,7 @@ import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -22,6 +22,16 @@ from llmir.bench.measure import Measured
 from llmir.host import host_cpu, num_cores
 
 _PACKAGES = ("iree-base-runtime", "numpy", "tokenizers")
+
+
+class Limits(Protocol):
+    """What shares are of: MachineLimits, or another device's."""
+
+    @property
+    def read_bytes_per_s(self) -> float: ...
+
+    @property
+    def f32_flops_per_s(self) -> float: ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +87,7 @@ def make_row(
     measured: Measured,
     costs: StepCosts,
     budget: int,
-    limits: MachineLimits | None,
+    limits: Limits | None,
 ) -> Row:
     """The statistics of a row.  budget: max_num_batched_tokens."""
     steps = case.spans(budget)

@@ -2,6 +2,8 @@
 
     {"job": "limits", "num_threads": 2}                                → MachineLimits
     {"job": "case", "path": …, "case": {…}, "options": {…}, "repeats": 5}  → Measured
+    {"job": "device_case", …as "case"}                                     → Measured, with energy
+    {"job": "device_limits", "device": …, "files": {…}}                    → DeviceLimits
     {"job": "ops", "path": …, "module_file": …, "case": {…}, "options": {…}}  → MeasuredOps
     {"job": "throughput", "path": …, "workload": {…}, "options": {…}, "config": {…}} → Throughput
 
@@ -69,6 +71,22 @@ def _case(job: dict[str, Any]) -> Any:
     )
 
 
+def _device_case(job: dict[str, Any]) -> Any:
+    from llmir.bench.cases import Case
+    from llmir.bench.energy import meter_for
+    from llmir.bench.measure import RunOptions, measure_case
+
+    options = RunOptions(**job["options"])
+    meter = meter_for(options.device or "local-task")
+    return measure_case(Path(job["path"]), Case(**job["case"]), options, job["repeats"], meter)
+
+
+def _device_limits(job: dict[str, Any]) -> Any:
+    from llmir.bench.devices.limits import measure_device
+
+    return measure_device(job["device"], job["files"], job["matmul_size"])
+
+
 def _ops(job: dict[str, Any]) -> Any:
     from llmir.bench.cases import Case
     from llmir.bench.measure import RunOptions
@@ -95,7 +113,14 @@ def _throughput(job: dict[str, Any]) -> Any:
     )
 
 
-JOBS = {"limits": _limits, "case": _case, "ops": _ops, "throughput": _throughput}
+JOBS = {
+    "limits": _limits,
+    "case": _case,
+    "device_case": _device_case,
+    "device_limits": _device_limits,
+    "ops": _ops,
+    "throughput": _throughput,
+}
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from llmir.cli.bench_common import (
     open_model,
     write_document,
 )
+from llmir.cli.bench_devices import devices
 from llmir.cli.bench_op import op
 from llmir.cli.bench_peers import peers
 from llmir.cli.bench_peers_serve import peers_serve
@@ -34,6 +35,7 @@ def bench() -> None:
     """Measure how fast an artifact is on this machine."""
 
 
+bench.add_command(devices)
 bench.add_command(op)
 bench.add_command(peers)
 bench.add_command(peers_serve)

@@ -20,11 +20,11 @@ from llmir.dialect_ext.base import (
     Lowering,
     Op,
     Operand,
-    everywhere,
     literal,
 )
 from llmir.dialect_ext.packed_matmul import packed_lowering, packing_refusal
 from llmir.dialect_ext.types import TensorType, is_static
+from llmir.dialect_ext.whole_words import ends_within_a_word
 from llmir.formats.base import GroupQuantized, QuantLayout
 from llmir.targets import Target
 
@@ -124,7 +124,7 @@ class QuantizedEmbedding(Op):
     def lowerings(self) -> tuple[Lowering, ...]:
         return (
             packed_lowering(_packed_supports),
-            Lowering(provider="portable", supports=everywhere, emit=_emit_quantized),
+            Lowering(provider="portable", supports=_quantized_tables, emit=_emit_quantized),
         )
 
 
@@ -139,7 +139,11 @@ def _packed_supports(call: Call, target: Target) -> str | None:
 def _float_tables(call: Call, target: Target) -> str | None:
     if target.kind == "vulkan" and call.type_of("table").dtype == "f16":
         return "f16 tables are read wrongly by a Vulkan driver; store the weights as bf16 or f32"
-    return None
+    return ends_within_a_word(call.type_of("table"), target)
+
+
+def _quantized_tables(call: Call, target: Target) -> str | None:
+    return ends_within_a_word(call.type_of("quants"), target)
 
 
 def _emit_float(call: Call, symbol: str) -> str:

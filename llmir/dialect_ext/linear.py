@@ -17,6 +17,7 @@ from llmir.dialect_ext.packed_matmul import packed_lowering, packing_refusal
 from llmir.dialect_ext.scalar_rows import emit_scalar_rows
 from llmir.dialect_ext.tiled_rows import Tile, emit_rows, lanes_for, multiply_add
 from llmir.dialect_ext.types import TensorType, is_static
+from llmir.dialect_ext.whole_words import ends_within_a_word
 from llmir.targets import Target
 
 
@@ -90,7 +91,7 @@ def _scalar_supports(call: Call, target: Target) -> str | None:
     # Seen with Mesa 22.3's llvmpipe, without any error; bf16 and f32 are right there.
     if target.kind == "vulkan" and call.type_of("weight").dtype == "f16":
         return "f16 weights compute wrong results on a Vulkan driver; store f32 or bf16"
-    return None
+    return ends_within_a_word(call.type_of("weight"), target)
 
 
 def _emit_tiled(call: Call, symbol: str) -> str:

@@ -277,6 +277,7 @@ def packed_lowering(supports: Callable[[Call, Target], str | None]) -> Lowering:
         provider=PROVIDER,
         supports=lambda call, target: needs_kernels(target) or supports(call, target),
         emit=emit,
+        rewritten_by="pack-weights",
     )
 
 

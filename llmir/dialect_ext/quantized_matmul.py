@@ -29,6 +29,7 @@ from llmir.dialect_ext.packed_matmul import packed_lowering, packing_refusal
 from llmir.dialect_ext.scalar_rows import emit_scalar_rows
 from llmir.dialect_ext.tiled_rows import Tile, emit_rows, lanes_for, multiply_add
 from llmir.dialect_ext.types import TensorType, is_static
+from llmir.dialect_ext.whole_words import ends_within_a_word
 from llmir.formats.base import GroupQuantized, QuantLayout
 from llmir.targets import Target
 
@@ -117,7 +118,7 @@ class QuantizedMatmul(Op):
                 provider="portable", variant="tiled", supports=_tiled_supports, emit=_emit_tiled
             ),
             Lowering(
-                provider="portable", variant="scalar", supports=only_float32, emit=_emit_scalar
+                provider="portable", variant="scalar", supports=_scalar_supports, emit=_emit_scalar
             ),
         )
 
@@ -140,6 +141,10 @@ def _tiled_supports(call: Call, target: Target) -> str | None:
     if lanes_for(group_bytes) is None:
         return f"a group's {group_bytes} bytes are not a multiple of 4"
     return None
+
+
+def _scalar_supports(call: Call, target: Target) -> str | None:
+    return only_float32(call, target) or ends_within_a_word(call.type_of("quants"), target)
 
 
 def _emit_tiled(call: Call, symbol: str) -> str:

@@ -1,0 +1,1 @@
+"""One workload on every device that a machine has: `llmir bench devices`."""
