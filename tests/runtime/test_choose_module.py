@@ -15,7 +15,7 @@ from llmir.artifact import Artifact, ModuleEntry
 from llmir.cpu_levels import level, level_within
 from llmir.errors import ArtifactTargetError
 from llmir.host import HostCpu, normal_feature
-from llmir.runtime.session import choose_module
+from llmir.runtime.choice import choose_module
 
 V3, VNNI, BF16, AMX, NEON, I8MM = (
     *("x86-64-v3", "x86-64-v4-vnni", "x86-64-v4-vnni-bf16", "x86-64-v4-amx"),
