@@ -20,7 +20,9 @@ from llmir.errors import ArtifactTargetError, DeviceError
 from llmir.host import host_cpu, missing_here
 from llmir.runtime.device_facts import DeviceFacts
 from llmir.runtime.devices import available_devices, devices_of, driver_problem, facts_of
-from llmir.targets import VULKAN_PROFILES, kind_of_device
+from llmir.targets import TARGETS, VULKAN_PROFILES, kind_of_device
+
+_KINDS = {target.kind for target in TARGETS.values()}
 
 
 def choose_module(artifact: Artifact, device: str | None) -> ModuleEntry:
@@ -52,9 +54,9 @@ def choose(artifact: Artifact, device: str | None) -> tuple[ModuleEntry, str]:
             because = f": {problem}" if problem else ""
             refused.append(f"{entry.target} needs a device of the driver {entry.driver}{because}")
         for uri in uris:
-            if not (lacking := _lacking(entry, uri)):
+            if not (why := _unfit(entry, uri)):
                 return entry, uri
-            refused.append(f"{entry.target} needs {lacking} ({uri})")
+            refused.append(f"{entry.target} does not run on {uri}: {why}")
     where = "this machine" if device is None else f"device {device!r}"
     raise ArtifactTargetError(
         f"no module of {artifact.path} runs on {where}: {'; '.join(refused)}. {_advice(refused)}"
@@ -71,6 +73,8 @@ def _advice(refused: Sequence[str]) -> str:
 def _for_device(artifact: Artifact, device: str) -> list[ModuleEntry]:
     """The modules of the device's kind.  Raises ArtifactTargetError if there is none."""
     kind = kind_of_device(device)
+    if kind not in _KINDS:
+        facts_of(device)  # which says that there is no such driver
     there = [m.target for m in artifact.manifest.modules]
     entries = [m for m in artifact.manifest.modules if m.target.partition(":")[0] == kind]
     if not entries:
@@ -124,26 +128,30 @@ def _generation(target: str) -> int:
     return int(arch.removeprefix("sm_")) if kind == "cuda" else 0
 
 
-def _lacking(entry: ModuleEntry, uri: str) -> str:
-    """What of a module the device is known to lack; "" if nothing, or if one cannot tell."""
-    kind, _, arch = entry.target.partition(":")
-    if kind == "cpu":
+def _unfit(entry: ModuleEntry, uri: str) -> str:
+    """Why a device cannot run a module; "" if it can, or if one cannot tell."""
+    if entry.cpu_arch or (facts := _known(uri)) is None:
         return ""
-    facts = _known(uri)
-    if facts is None:
+    if other := unfit_for(entry.target, uri):
+        return other
+    missing = [name for name in entry.needs if facts.features.get(name) is False]
+    return f"it lacks {', '.join(missing)}" if missing else ""
+
+
+def unfit_for(target: str, uri: str) -> str:
+    """Why a device of the target's driver has not its architecture; "" if it may have."""
+    kind, _, arch = target.partition(":")
+    if kind == "cpu" or (facts := _known(uri)) is None:
         return ""
-    if (
-        kind == "cuda"
-        and facts.arch
-        and _generation(f"cuda:{facts.arch}") < _generation(entry.target)
-    ):
-        return f"{arch} or newer, and this is {facts.arch}"
-    if kind == "rocm" and facts.arch and facts.arch != arch:
-        return f"{arch}, and this is {facts.arch}"
+    there = facts.arch
+    if kind == "cuda" and there and _generation(f"cuda:{there}") < _generation(target):
+        return f"it is {there}, older than {arch}"
+    if kind == "rocm" and there and there != arch:
+        return f"it is {there}, not {arch}"
     vendor = VULKAN_PROFILES.get(arch) if kind == "vulkan" else None
     if vendor is not None and facts.vendor is not None and facts.vendor != vendor:
-        return f"a GPU of the vendor {vendor:#06x}, and this is {facts.vendor:#06x}'s"
-    return ", ".join(name for name in entry.needs if facts.features.get(name) is False)
+        return f"its vendor is {facts.vendor:#06x}, not {vendor:#06x}"
+    return ""
 
 
 def _known(uri: str) -> DeviceFacts | None:
