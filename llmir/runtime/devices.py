@@ -45,17 +45,18 @@ def open_device(uri: str, num_threads: int | None = None) -> rt.HalDevice:
         _set_threads(num_threads)
     elif num_threads is not None:
         raise OptionError(f"threads are for the device local-task; {uri!r} has none to set")
-    return _opened(driver_name, path)
+    is_cpu = driver_name.startswith("local")
+    return _opened(driver_name, path or ("" if is_cpu else "0"))
 
 
 @functools.cache
-def _opened(driver_name: str, path: str | None) -> rt.HalDevice:
+def _opened(driver_name: str, path: str) -> rt.HalDevice:
     """The device, opened once and kept as long as the process.
 
     Buffers do not keep their device alive: freeing one after its device crashes
     the Vulkan driver, and Python promises no order.
     """
-    uri = driver_name if path is None else f"{driver_name}://{path}"
+    uri = f"{driver_name}://{path}" if path else driver_name
     if driver_name not in rt.query_available_drivers():
         raise DeviceError(f"no driver {driver_name!r} for device {uri!r}; {_what_there_is()}")
     if problem := driver_problem(driver_name):
@@ -81,12 +82,11 @@ def _entry(driver_name: str, path: str | None) -> dict[str, Any]:
         listed: list[dict[str, Any]] = [{"path": ""}]
     else:
         listed = rt.get_driver(driver_name).query_available_devices()
-    if path is None:
-        path = "0"
+    path = path or "0"
     if path.isdigit() and int(path) < len(listed):
         return listed[int(path)]
     for device in listed:
-        if path and path == device["path"]:
+        if path == device["path"]:
             return device
     raise DeviceError(f"no device '{driver_name}://{path}'; {_what_there_is()}")
 
@@ -101,7 +101,7 @@ def facts_of(uri: str) -> DeviceFacts:
     if driver_name.startswith("local"):
         return DeviceFacts(kind="cpu")
     if problem := driver_problem(driver_name):
-        raise DeviceError(f"nothing is known of device {uri!r}: {problem}; {_what_there_is()}")
+        raise DeviceError(f"no device {uri!r}: {problem}; {_what_there_is()}")
     entry = _entry(driver_name, path)
     try:
         return parse_facts(rt.get_driver(driver_name).dump_device_info(entry["device_id"]))
