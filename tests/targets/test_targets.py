@@ -69,6 +69,10 @@ def test_a_tiny_llama_on_vulkan_gives_the_cpus_tokens(
 @pytest.mark.parametrize("kind", ["mistral-window", "qwen2", "qwen3", "llama-tied", "llama-mqa"])
 def test_every_architecture_on_vulkan(kind: str, tiny_checkpoint: Callable[..., Path]) -> None:
     cpu, vulkan = both(llmir.compile(tiny_checkpoint(kind), ["cpu", "vulkan"]))
+    expected, got = (
+        [o.outputs[0].token_ids for o in llm.generate(PROMPTS, GREEDY)] for llm in (cpu, vulkan)
+    )
+    assert got == expected
     np.testing.assert_allclose(vulkan.logits(PROMPTS[0]), cpu.logits(PROMPTS[0]), atol=1e-4, rtol=0)
 
 
