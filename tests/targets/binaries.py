@@ -32,7 +32,7 @@ def hsaco_entries(code: bytes, arch: str) -> list[str]:
     elf = code[code.index(ELF) :]
     assert int.from_bytes(elf[18:20], "little") == EM_AMDGPU
     assert elf[48] == AMDGPU_MACH[arch]
-    assert b"amdgcn-amd-amdhsa-unknown-" + arch.encode() in elf.replace(b"--", b"-unknown-")
+    assert b"-amd-amdhsa-unknown-" + arch.encode() in elf
     return sorted({name.decode() for name in re.findall(rb"\0([\w$]+)\.kd(?=\0)", elf)})
 
 
@@ -43,8 +43,9 @@ def msl_entries(code: bytes) -> list[str]:
 
 
 def aarch64_entries(code: bytes) -> list[str]:
-    """What a shared object for 64-bit Arm says that its library has."""
+    """A shared object for 64-bit Arm: the dispatches that its library lists, and the C kernels."""
     assert code[:6] == ELF
     assert int.from_bytes(code[18:20], "little") == EM_AARCH64
     assert b"iree_hal_executable_library_query\0" in code
-    return sorted({n.decode() for n in re.findall(rb"\0(step[\w$]*_dispatch_[\w$]+)(?=\0)", code)})
+    names = re.findall(rb"\0(step[\w$]*_dispatch_[\w$]+|llmir_\w+)(?=\0)", code)
+    return sorted({name.decode() for name in names})
