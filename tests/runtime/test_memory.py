@@ -85,6 +85,9 @@ def test_pages_of_a_fraction(
     total = MIB
     with pytest.raises(DeviceMemoryError, match="out of memory for the KV pages"):
         pages(llama_everywhere, "vulkan://0", kv_cache_bytes=MIB)
+    total = MIB // 4
+    with pytest.raises(DeviceMemoryError, match="out of memory for the weights. Wanted: weights"):
+        pages(llama_everywhere, "vulkan://0", kv_cache_bytes=MIB)
     # Never more than every sequence can use, however much there is.
     total = 1 << 40
     assert pages(llama_everywhere, "vulkan://0", memory_fraction=0.9) == 64 * 256 // 16 + 1
@@ -122,6 +125,7 @@ def test_a_fraction_takes_effect(device: str, llama_everywhere: llmir.Artifact) 
     assert 0.5 * MIB < llm.engine.core.runner.kv_bytes < 2 * MIB  # type: ignore[attr-defined]
 
 
+@pytest.mark.targets
 def test_out_of_memory_says_what_wanted_it(
     tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

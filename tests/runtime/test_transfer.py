@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import llmir
-from llmir.errors import DeviceError
+from llmir.errors import DeviceError, DeviceMemoryError
 from llmir.runtime import transfer
 from llmir.runtime.base import StepBatch
 from llmir.runtime.devices import open_device
@@ -107,3 +107,10 @@ def test_a_failed_step_can_be_tried_again(
     with pytest.raises(DeviceError, match="a step of 1 tokens failed on vulkan"):
         session.step(one_token(7, 0))
     np.testing.assert_array_equal(session.step(one_token(7, 0)), expected)
+
+    def exhausted(self: Transfers, *args: object) -> list[Any]:
+        raise RuntimeError("c/vulkan/allocator.c:1: RESOURCE_EXHAUSTED; no room")
+
+    monkeypatch.setattr(Transfers, "fetch", exhausted)
+    with pytest.raises(DeviceMemoryError, match=r"for a step of 1 tokens \(RESOURCE_EXHAUSTED; no"):
+        session.step(one_token(7, 0))

@@ -147,15 +147,12 @@ def test_unknown_targets_list_the_known(tmp_path: Path) -> None:
     for wrong, right in {
         "vulkn": "vulkan",
         "vulkan:rdna33": "vulkan:rdna3",
-        "rocm:gfx110": "rocm:gfx1100",
+        "rocm:gfx94": "rocm:gfx942",
         "cuda:80": "cuda:sm_80",
         "cpu:x86-64-v33": "cpu:x86-64-v3",
     }.items():
         with pytest.raises(UnknownNameError, match=rf"Did you mean .*\b{right}\b"):
             resolve(wrong)
-    with pytest.raises(UnknownNameError) as error:
-        resolve("npu")
-    assert "Did you mean" not in str(error.value) or "cpu" in str(error.value)
 
 
 def test_hip_is_rocm() -> None:
@@ -204,7 +201,7 @@ def test_an_artifact_without_the_target(tiny_artifact: Path) -> None:
 
 
 def test_devices_that_are_not_there() -> None:
-    with pytest.raises(DeviceError, match=r"cannot open device 'cuda': .*; devices on this mach"):
+    with pytest.raises(DeviceError, match=r"cannot open device 'cuda://0': .*; devices on this mach"):
         open_device("cuda")
     for uri in ("vulkan://7", "vulkan://GPU-0", "local-task://1"):
         with pytest.raises(DeviceError, match=rf"no device '{uri}'; devices on this machine: loc"):
