@@ -201,7 +201,9 @@ def test_an_artifact_without_the_target(tiny_artifact: Path) -> None:
 
 
 def test_devices_that_are_not_there() -> None:
-    with pytest.raises(DeviceError, match=r"cannot open device 'cuda://0': .*; devices on this mach"):
+    with pytest.raises(
+        DeviceError, match=r"cannot open device 'cuda://0': .*; devices on this mach"
+    ):
         open_device("cuda")
     for uri in ("vulkan://7", "vulkan://GPU-0", "local-task://1"):
         with pytest.raises(DeviceError, match=rf"no device '{uri}'; devices on this machine: loc"):
