@@ -136,9 +136,11 @@ class LLM(engine.LLM):
         model: an artifact's directory or an Artifact; or a model, as `compile` takes it,
             which is compiled once into the cache directory.
         target: what to compile a model for; None: what `device` needs, or the CPU.
-        device: a device URI ("local-task", "vulkan://0"); None: the first module of the
-            artifact that this machine can run.
+        device: a device URI ("local-task", "vulkan://0", "cuda://0"); None: the best device
+            of this machine that the artifact has a module for, see runtime.choice.
         kv_cache_memory_bytes: memory for the KV cache; None: up to 1 GiB.
+        device_memory_fraction: in its place, the share of the device's memory that weights,
+            steps and KV cache may take together.
         num_threads: CPU worker threads; None: one per physical core.
         max_num_seqs, max_num_batched_tokens: most sequences and tokens in a step, within
             what the artifact was compiled for.
@@ -164,6 +166,7 @@ class LLM(engine.LLM):
         target: str | None = None,
         device: str | None = None,
         kv_cache_memory_bytes: int | None = None,
+        device_memory_fraction: float | None = None,
         num_threads: int | None = None,
         max_num_seqs: int | None = None,
         max_num_batched_tokens: int | None = None,
@@ -182,6 +185,7 @@ class LLM(engine.LLM):
             target=target,
             device=device,
             kv_cache_memory_bytes=kv_cache_memory_bytes,
+            device_memory_fraction=device_memory_fraction,
             num_threads=num_threads,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
@@ -229,6 +233,7 @@ def _open(
     target: str | None = None,
     device: str | None = None,
     kv_cache_memory_bytes: int | None = None,
+    device_memory_fraction: float | None = None,
     num_threads: int | None = None,
     max_num_seqs: int | None = None,
     max_num_batched_tokens: int | None = None,
@@ -250,6 +255,7 @@ def _open(
         artifact,
         device=device,
         kv_cache_memory_bytes=kv_cache_memory_bytes,
+        device_memory_fraction=device_memory_fraction,
         num_threads=num_threads,
     )
     config = SchedulerConfig(

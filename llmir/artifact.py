@@ -168,6 +168,7 @@ class ModuleEntry:
     cpu:           CPU targets: what `host` meant, LLVM's name of the CPU
     cpu_arch:      CPU targets: "x86_64" or "aarch64"
     cpu_features:  CPU targets: LLVM's feature names that the code may use
+    needs:         Vulkan targets: the features that a device must have, by Vulkan's names
     entry_points:  exported functions
     calls:         the llm ops of a step; empty in artifacts from before they were recorded
     """
@@ -182,6 +183,7 @@ class ModuleEntry:
     cpu: str = ""
     cpu_arch: str = ""
     cpu_features: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
     calls: tuple[StepCall, ...] = ()
 
 

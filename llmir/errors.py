@@ -17,6 +17,7 @@
     │   ├── ArtifactCorruptError           a file is missing or its checksum differs
     │   └── ArtifactTargetError            no module in it runs on this machine or device
     ├── DeviceError (RuntimeError)         a device that is not there, or that failed
+    │   └── DeviceMemoryError              it has less memory than was wanted; says what for
     ├── EngineStoppedError (RuntimeError)  the engine takes no requests any more
     └── RequestError (ValueError)          a prompt or sampling parameter that cannot be served
 
@@ -27,6 +28,7 @@ other libraries keep its `except` clauses.
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable
 
 
@@ -44,14 +46,19 @@ class UnknownNameError(OptionError):
     Args:
         kind: what was looked up, singular: "target", "op", "provider".
         name: the name that was asked for.
-        known: the names there are; listed, sorted, in the message.
+        known: the names there are; listed, sorted, in the message, and after them those that
+            `name` may be a slip of.
+        hint: what to do, where that is known.
     """
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    def __init__(self, kind: str, name: str, known: Iterable[str], *, hint: str = "") -> None:
         self.kind = kind
         self.name = name
         self.known = tuple(sorted(known))
-        super().__init__(f"unknown {kind} {name!r}; known: {', '.join(self.known) or '(none)'}")
+        message = f"unknown {kind} {name!r}; known: {', '.join(self.known) or '(none)'}"
+        if close := difflib.get_close_matches(name, self.known):
+            message += f". Did you mean {' or '.join(close)}?"
+        super().__init__(message + (f" {hint}" if hint else ""))
 
 
 class ModelError(LlmirError, ValueError):
@@ -108,6 +115,10 @@ class ArtifactTargetError(ArtifactError):
 
 class DeviceError(LlmirError, RuntimeError):
     """A device is not there, or failed."""
+
+
+class DeviceMemoryError(DeviceError):
+    """A device has less memory than was wanted: says how much, for what, and what to change."""
 
 
 class EngineStoppedError(LlmirError, RuntimeError):

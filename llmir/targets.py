@@ -1,8 +1,8 @@
 """What llmir compiles for: names, iree-compile flags, and the device that runs the result.
 
-A target is written `kind[:arch]`: "cpu", "cpu:x86-64-v4", "vulkan", "cuda:sm_80",
-"rocm:gfx942", "metal".  Names are validated here, because iree-compile crashes
-on a CUDA architecture that it does not know.
+A target is written `kind[:arch]`: "cpu", "cpu:x86-64-v4", "vulkan", "vulkan:rdna3",
+"cuda:sm_80", "rocm:gfx942", "metal".  Names are validated here, because iree-compile
+crashes on a CUDA architecture that it does not know.
 """
 
 from __future__ import annotations
@@ -25,10 +25,29 @@ NAMED_CPUS = {
     "znver4": ("x86-64-v4-vnni-bf16", _ICE_LAKE),
     "znver5": ("x86-64-v4-vnni-bf16", (*_ICE_LAKE, "avxvnni")),
 }
-# What iree-compile 3.13 was seen to take (sm_90 fails there with "missing GPU target";
-# PTX for sm_80 runs on newer GPUs through the driver's compiler).
-CUDA_ARCHES = ("sm_80", "sm_86", "sm_89", "sm_120")
-ROCM_ARCHES = ("gfx908", "gfx90a", "gfx942", "gfx1100")
+# What iree-compile 3.13 was seen to compile a whole model for.  sm_90 and sm_100 fail there with
+# "missing GPU target"; gfx1030 and gfx1102 are unknown to it.
+CUDA_ARCHES = ("sm_75", "sm_80", "sm_86", "sm_87", "sm_89", "sm_120")
+ROCM_ARCHES = (
+    *("gfx908", "gfx90a", "gfx942", "gfx950"),
+    *("gfx1100", "gfx1101", "gfx1103", "gfx1150", "gfx1151", "gfx1200", "gfx1201"),
+)
+# Likewise, each with its vendor's number: their code counts on the size of that vendor's
+# subgroups.  "vulkan" alone is IREE's least profile, vp_android_baseline_2022: no subgroups, and
+# storage of 32 bits, in which it keeps narrower types.
+VULKAN_PROFILES = {
+    **dict.fromkeys(("rdna1", "rdna2", "rdna3", "rdna4"), 0x1002),
+    **dict.fromkeys(("pascal", "volta", "turing", "ampere", "ada"), 0x10DE),
+    **dict.fromkeys(("valhall1", "valhall2", "valhall3", "valhall4"), 0x13B5),
+    "adreno": 0x5143,
+}
+"""AMD, NVIDIA, Arm, Qualcomm."""
+
+KERNEL_PROVIDERS = {"cpu": "cpu_c", "vulkan": "vulkan_spirv", "cuda": "cuda_ptx", "rocm": "hip"}
+"""Who provides llmir's own kernels for a kind of target; portable code serves all."""
+
+_PTX = "PTX for cuda:sm_80 runs on every newer NVIDIA GPU: its driver compiles it"
+_HINTS = {"cuda:sm_90": _PTX, "cuda:sm_90a": _PTX, "cuda:sm_100": _PTX}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,6 +91,11 @@ class Target:
     @property
     def is_cpu(self) -> bool:
         return self.kind == "cpu"
+
+    @property
+    def kernel_provider(self) -> str | None:
+        """The provider of llmir's own kernels for it; None on a CPU without a level, on Metal."""
+        return None if self.is_cpu and self.isa_level is None else KERNEL_PROVIDERS.get(self.kind)
 
 
 def _cpu(
@@ -129,6 +153,11 @@ def _rocm(arch: str) -> Target:
     return Target(kind="rocm", arch=arch, flags=flags, driver="hip")
 
 
+def _vulkan(profile: str) -> Target:
+    flags = ("--iree-hal-target-device=vulkan", f"--iree-vulkan-target={profile}")
+    return Target(kind="vulkan", arch=profile, flags=flags, driver="vulkan")
+
+
 def _single(kind: str) -> Target:
     return Target(kind=kind, arch="", flags=(f"--iree-hal-target-device={kind}",), driver=kind)
 
@@ -142,6 +171,7 @@ TARGETS: dict[str, Target] = {
         *(_cuda(a) for a in CUDA_ARCHES),
         *(_rocm(a) for a in ROCM_ARCHES),
         _single("vulkan"),
+        *(_vulkan(p) for p in VULKAN_PROFILES),
         _single("metal"),
     )
 }
@@ -151,26 +181,47 @@ ALIASES = {
     "cuda": "cuda:sm_80",
     "rocm": "rocm:gfx942",
     "hip": "rocm:gfx942",
+    "vulkan:vp_android_baseline_2022": "vulkan",
     **{f"hip:{a}": f"rocm:{a}" for a in ROCM_ARCHES},
 }
 
 
+_DRIVER_ALIASES = {"cpu": "local-task", "rocm": "hip"}
 _KINDS = {"local-task": "cpu", "local-sync": "cpu", "hip": "rocm"}
+
+
+def split_device(uri: str) -> tuple[str, str | None]:
+    """The IREE driver and the path of a device URI: ("vulkan", "0") of "vulkan://0".
+
+    Without a path it is the driver's first device, None.  "cpu" and "rocm" are names for
+    local-task and hip.  Raises OptionError: it is no URI, such as torch's "cuda:0".
+    """
+    driver, separator, path = uri.partition("://")
+    if ":" in driver or not driver:
+        name = driver.partition(":")[0] or "vulkan"
+        raise OptionError(
+            f"a device is written DRIVER or DRIVER://NUMBER, such as {name}://0, not {uri!r}; "
+            "`llmir targets` lists those there are"
+        )
+    return _DRIVER_ALIASES.get(driver, driver), path if separator else None
 
 
 def kind_of_device(uri: str) -> str:
     """The target kind that runs on a device: "cpu" for "local-task", "vulkan" for "vulkan://0"."""
-    driver = uri.partition("://")[0]
+    driver, _ = split_device(uri)
     return _KINDS.get(driver, driver)
 
 
 def resolve(name: str | Target) -> Target:
-    """The target of that name or alias.  Raises UnknownNameError listing the names."""
+    """The target of that name or alias.
+
+    Raises UnknownNameError listing the names, and those that are close.
+    """
     if isinstance(name, Target):
         return name
     if not isinstance(name, str):
         raise OptionError(f"a target is a name such as 'cpu', not {name!r}")
     target = TARGETS.get(ALIASES.get(name, name))
     if target is None:
-        raise UnknownNameError("target", name, [*TARGETS, *ALIASES])
+        raise UnknownNameError("target", name, [*TARGETS, *ALIASES], hint=_HINTS.get(name, ""))
     return target

@@ -16,7 +16,8 @@ from llmir.bench.report import Row, make_row
 from llmir.bench.worker import run_job
 from llmir.errors import OptionError
 from llmir.host import num_cores
-from llmir.runtime.session import DEFAULT_KV_BYTES, choose_module
+from llmir.runtime.choice import choose_module
+from llmir.runtime.memory import DEFAULT_KV_BYTES
 
 StageHook = Callable[[str], AbstractContextManager[Any]]
 

@@ -83,7 +83,8 @@ def measure_case(
     Raises as artifact.load and engine.from_artifact.open_artifact; DeviceError.
     """
     # What is imported belongs to the start of a process, not to the artifact.
-    from llmir.runtime.session import Session, choose_module
+    from llmir.runtime.choice import choose_module
+    from llmir.runtime.session import Session
 
     start = time.perf_counter()
     artifact = artifacts.load(path)

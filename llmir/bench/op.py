@@ -29,7 +29,7 @@ from llmir.bench.report import aligned, number, share
 from llmir.bench.worker import run_job
 from llmir.errors import ArtifactVersionError, OptionError
 from llmir.host import num_cores
-from llmir.runtime.session import choose_module
+from llmir.runtime.choice import choose_module
 
 STEP_REPEATS = 5
 

@@ -28,8 +28,8 @@ from llmir.bench.measure import RunOptions, cpu_seconds, share_of_others
 from llmir.bench.op_costs import size_of
 from llmir.errors import DeviceError, OptionError
 from llmir.runtime.base import F32, I32, StepBatch, StepLimits, TopLogits
+from llmir.runtime.choice import choose_module
 from llmir.runtime.devices import IREE_ERRORS, open_device
-from llmir.runtime.session import choose_module
 
 CHAIN = 16
 COLD_BYTES = 1 << 27
@@ -63,7 +63,7 @@ class MeasuredOps:
 def measure_ops(path: Path, module_file: Path, case: Case, options: RunOptions) -> MeasuredOps:
     """Measure every op of the artifact's step in the module at `module_file`.
 
-    Raises as artifact.load, session.choose_module and devices.open_device; DeviceError.
+    Raises as artifact.load, choice.choose_module and devices.open_device; DeviceError.
     """
     artifact = artifacts.load(path)
     module = choose_module(artifact, options.device)

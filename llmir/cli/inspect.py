@@ -154,7 +154,7 @@ def _text(root: Path, manifest: Manifest, damage: list[str], tensors: bool) -> s
     ]
     parts = [table(rows, indent=0)]
     parts += [_files_text(manifest), *_forms_texts(manifest)]
-    parts += [_module_text(module) for module in manifest.modules]
+    parts += [_module_text(manifest, module) for module in manifest.modules]
     if tensors:
         parts.append(
             "tensors\n"
@@ -204,10 +204,19 @@ def _forms_texts(manifest: Manifest) -> list[str]:
     ]
 
 
-def _module_text(module: ModuleEntry) -> str:
+def _cost(manifest: Manifest, module: ModuleEntry) -> str:
+    """Bytes that a target has to itself, and those that it shares."""
+    others = [m.target for m in manifest.modules if m.weights == module.weights and m != module]
+    code, weights = (manifest.files[n].num_bytes for n in (module.file, module.weights))
+    shared = f", which {', '.join(others)} read too" if others else ""
+    return f"{human_bytes(code)} of code, {human_bytes(weights)} of weights{shared}"
+
+
+def _module_text(manifest: Manifest, module: ModuleEntry) -> str:
     missing = _missing(module)
     rows: list[tuple[str, object]] = [
         ("file", f"{module.file} with {module.weights}"),
+        ("costs", _cost(manifest, module)),
         ("flags", " ".join(module.flags)),
         ("functions", ", ".join(module.entry_points)),
     ]
@@ -216,7 +225,8 @@ def _module_text(module: ModuleEntry) -> str:
         rows.append(("CPU", f"{module.cpu} ({module.cpu_arch}): {features}"))
         rows.append(("runs here", f"no: needs {', '.join(missing)}" if missing else "yes"))
     else:
-        rows.append(("runs on", f"devices of the driver {module.driver}"))
+        needs = f" with {', '.join(module.needs)}" if module.needs else ""
+        rows.append(("runs on", f"devices of the driver {module.driver}{needs}"))
     ops = []
     for use in module.providers:
         provider = f"{use.provider}/{use.variant}".rstrip("/")

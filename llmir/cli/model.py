@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import click
 
 from llmir.api import LLM
-from llmir.cli.options import device_options, verify_weights_option
+from llmir.cli.options import device_options, memory_fraction_option, verify_weights_option
 from llmir.cli.progress import num_compile_stages, stages
 from llmir.engine import SamplingParams
 from llmir.errors import RequestError
@@ -33,7 +33,7 @@ def model_options(command: Decorated) -> Decorated:
         help="For a model, not an artifact: what to compile it for.  [default: what --device "
         "needs, or cpu]",
     )(command)
-    return device_options(verify_weights_option(command))
+    return device_options(memory_fraction_option(verify_weights_option(command)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +46,7 @@ class ModelChoice:
     device: str | None
     threads: int | None
     kv_cache_memory: int | None
+    device_memory_fraction: float | None
     verify_weights: str
 
 
@@ -59,6 +60,7 @@ def open_model(choice: ModelChoice) -> LLM:
             device=choice.device,
             num_threads=choice.threads,
             kv_cache_memory_bytes=choice.kv_cache_memory,
+            device_memory_fraction=choice.device_memory_fraction,
             max_num_seqs=1,  # a command serves one request at a time
             verify_weights=choice.verify_weights,
             on_stage=on_stage,

@@ -45,6 +45,19 @@ verify_weights_option = click.option(
 )
 
 
+def memory_fraction_option(command: Decorated) -> Decorated:
+    """--device-memory-fraction, and vLLM's name for it."""
+    return click.option(
+        "--device-memory-fraction",
+        "--gpu-memory-utilization",
+        "device_memory_fraction",
+        type=float,
+        metavar="FRACTION",
+        help="In place of --kv-cache-memory: the share of the device's memory, up to 1, that "
+        "weights, steps and KV cache may take together.",
+    )(command)
+
+
 def device_options(command: Decorated) -> Decorated:
     """--device, --threads, --kv-cache-memory: where and with how much a model runs."""
     for option in (
@@ -56,7 +69,8 @@ def device_options(command: Decorated) -> Decorated:
         click.option("--threads", type=int, help="CPU threads.  [default: one per physical core]"),
         click.option(
             "--device",
-            help="Device to run on, as `llmir targets` lists them.  [default: the first that can]",
+            help="Device to run on, as `llmir targets` lists them, such as vulkan://0.  "
+            "[default: the best that the artifact has a module for]",
         ),
     ):
         command = option(command)

@@ -29,6 +29,7 @@ from llmir.artifact import (
 from llmir.artifact_writer import writing
 from llmir.compiler import iree_compile
 from llmir.compiler.activations import parse_activations
+from llmir.compiler.executables import vulkan_features
 from llmir.compiler.export import export_step, kv_layout, step_arguments
 from llmir.compiler.in_place import check_in_place
 from llmir.compiler.options import DEFAULT_MAX_MODEL_LEN, CompileOptions
@@ -271,6 +272,7 @@ def _compile(
         cpu=code.name if code else "",
         cpu_arch=code.arch if code else "",
         cpu_features=_cpu_features(code.features, lowered.flags, target) if code else (),
+        needs=vulkan_features(directory / file) if target.kind == "vulkan" else (),
     )
 
 

@@ -24,6 +24,7 @@ def open_artifact(
     *,
     device: str | None = None,
     kv_cache_memory_bytes: int | None = None,
+    device_memory_fraction: float | None = None,
     num_threads: int | None = None,
 ) -> Opened:
     """Open an artifact on a device.  See runtime.session.SessionOptions and Session's errors."""
@@ -31,7 +32,10 @@ def open_artifact(
     from llmir.runtime.session import Session, SessionOptions
 
     options = SessionOptions(
-        device=device, kv_cache_bytes=kv_cache_memory_bytes, num_threads=num_threads
+        device=device,
+        kv_cache_bytes=kv_cache_memory_bytes,
+        device_memory_fraction=device_memory_fraction,
+        num_threads=num_threads,
     )
     runner = Session(artifact, options)
     has_tokenizer = artifact.file("tokenizer.json").is_file()

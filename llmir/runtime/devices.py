@@ -1,24 +1,27 @@
 """Devices: by URI, with errors that say what there is.
 
 A URI is an IREE driver's name, with a path where the driver has several
-devices: "local-task", "local-sync", "vulkan", "vulkan://0", "cuda://0".
-`cpu` and `rocm` are accepted for local-task and hip.
+devices: "local-task", "local-sync", "vulkan", "vulkan://0", "cuda://0", the path
+a number or what the driver calls the device ("vulkan://GPU-…").  Without one it is
+the driver's first.  `cpu` and `rocm` are accepted for local-task and hip
+(targets.split_device).
 """
 
 from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import iree.runtime as rt
 
 from llmir.errors import DeviceError, OptionError
 from llmir.host import num_cores
+from llmir.runtime.device_facts import DeviceFacts, parse_facts
+from llmir.targets import split_device
 
 IREE_ERRORS = (RuntimeError, ValueError, IndexError)
 """The exceptions that IREE's status codes become in Python."""
-
-_DRIVER_ALIASES = {"cpu": "local-task", "rocm": "hip"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,39 +40,73 @@ def open_device(uri: str, num_threads: int | None = None) -> rt.HalDevice:
             process at the first CPU device; another number later is refused.
     Raises: DeviceError naming what there is instead; OptionError for `num_threads`.
     """
-    driver_name, sep, path = uri.partition("://")
-    driver_name = _DRIVER_ALIASES.get(driver_name, driver_name)
+    driver_name, path = split_device(uri)
     if driver_name == "local-task":
         _set_threads(num_threads)
     elif num_threads is not None:
         raise OptionError(f"threads are for the device local-task; {uri!r} has none to set")
-    return _opened(driver_name, path if sep else None)
+    is_cpu = driver_name.startswith("local")
+    return _opened(driver_name, path or ("" if is_cpu else "0"))
 
 
 @functools.cache
-def _opened(driver_name: str, path: str | None) -> rt.HalDevice:
+def _opened(driver_name: str, path: str) -> rt.HalDevice:
     """The device, opened once and kept as long as the process.
 
     Buffers do not keep their device alive: freeing one after its device crashes
     the Vulkan driver, and Python promises no order.
     """
-    uri = driver_name if path is None else f"{driver_name}://{path}"
+    uri = f"{driver_name}://{path}" if path else driver_name
     if driver_name not in rt.query_available_drivers():
         raise DeviceError(f"no driver {driver_name!r} for device {uri!r}; {_what_there_is()}")
+    if problem := driver_problem(driver_name):
+        raise DeviceError(f"cannot open device {uri!r}: {problem}; {_what_there_is()}")
+    entry = _entry(driver_name, path)
     try:
         driver = rt.get_driver(driver_name)
-        if path is None:
+        if driver_name.startswith("local"):
             return driver.create_default_device()
-        if path.isdigit():
-            found = driver.query_available_devices()
-            if int(path) >= len(found):
-                raise DeviceError(f"no device {uri!r}; {_what_there_is()}")
-            return driver.create_device(found[int(path)]["device_id"])
-        return driver.create_device_by_uri(uri)
+        return driver.create_device(entry["device_id"])
     except IREE_ERRORS as error:
         raise DeviceError(
-            f"cannot open device {uri!r}: {_first_line(error)}; {_what_there_is()}"
+            f"cannot open device {uri!r}: {first_line(error)}; {_what_there_is()}"
         ) from error
+
+
+def _entry(driver_name: str, path: str | None) -> dict[str, Any]:
+    """What a driver lists of the device at a path: its first, by number, or by its own name.
+
+    Of local-task and local-sync, which have one device each, nothing.
+    """
+    if driver_name.startswith("local"):
+        listed: list[dict[str, Any]] = [{"path": ""}]
+    else:
+        listed = rt.get_driver(driver_name).query_available_devices()
+    path = path or "0"
+    if path.isdigit() and int(path) < len(listed):
+        return listed[int(path)]
+    for device in listed:
+        if path == device["path"]:
+            return device
+    raise DeviceError(f"no device '{driver_name}://{path}'; {_what_there_is()}")
+
+
+@functools.cache
+def facts_of(uri: str) -> DeviceFacts:
+    """What is known of a device; of local-task and local-sync, which are this machine, no more.
+
+    Raises DeviceError if there is no such device, or its driver fails.
+    """
+    driver_name, path = split_device(uri)
+    if driver_name.startswith("local"):
+        return DeviceFacts(kind="cpu")
+    if problem := driver_problem(driver_name):
+        raise DeviceError(f"no device {uri!r}: {problem}; {_what_there_is()}")
+    entry = _entry(driver_name, path)
+    try:
+        return parse_facts(rt.get_driver(driver_name).dump_device_info(entry["device_id"]))
+    except IREE_ERRORS as error:
+        raise DeviceError(f"the driver {driver_name} fails: {first_line(error)}") from error
 
 
 def available_devices() -> tuple[DeviceInfo, ...]:
@@ -85,14 +122,30 @@ def devices_of(driver_name: str) -> tuple[DeviceInfo, ...]:
     if driver_name.startswith("local"):
         # Its workers start with the driver, as many as are set then: asking must not start it.
         return (DeviceInfo(driver_name, driver_name),)
-    try:
-        devices = rt.get_driver(driver_name).query_available_devices()
-    except IREE_ERRORS:
-        return ()  # this machine lacks the driver's library
+    if driver_problem(driver_name):
+        return ()
+    devices = rt.get_driver(driver_name).query_available_devices()
     return tuple(
         DeviceInfo(f"{driver_name}://{i}", d.get("name") or driver_name)
         for i, d in enumerate(devices)
     )
+
+
+@functools.cache
+def driver_problem(driver_name: str) -> str:
+    """Why a driver does not load or cannot list its devices; "" if it can.
+
+    Most often its library is missing: libcuda.so, libamdhip64.so or libvulkan.so.1.
+    """
+    if driver_name not in rt.query_available_drivers():
+        return f"this IREE runtime has no driver {driver_name}"
+    if driver_name.startswith("local"):
+        return ""
+    try:
+        rt.get_driver(driver_name).query_available_devices()
+    except IREE_ERRORS as error:
+        return f"the driver {driver_name} does not load ({first_line(error)})"
+    return ""
 
 
 def positive(name: str, value: int) -> int:
@@ -125,5 +178,7 @@ def _what_there_is() -> str:
     return f"devices on this machine: {names or 'none'}"
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).split("; stack trace")[0].splitlines()[0]
+def first_line(error: Exception) -> str:
+    """What IREE says is wrong: the end of its first line, after where in its sources."""
+    line = str(error).split("; stack trace")[0].splitlines()[0]
+    return line.split(".c:", 1)[-1].split(": ", 1)[-1].strip() if ".c:" in line else line

@@ -86,16 +86,24 @@ def test_targets_for_programs(llmir: Llmir) -> None:
     assert "vulkan://0" in found["vulkan"]["devices"]
     for target in document["targets"]:
         assert bool(target["devices"]) != bool(target["why_not"])
+        assert target["can_compile"]
+        assert target["providers"][-1] == "portable"
+        assert set(target["providers"]) <= set(document["providers"])
+    sizes = {device["uri"]: device["memory_bytes"] for device in document["devices"]}
+    assert sizes["vulkan://0"] >= 1 << 30
+    assert "does not load" in document["drivers_that_fail"]["hip"]
+    assert "its vendor is" in found["vulkan:adreno"]["why_not"]
 
 
 def test_targets_for_people(llmir: Llmir) -> None:
     lines = llmir.ok("targets").splitlines()
     assert lines[0].split() == [
-        *("target", "also", "called", "compiles", "kernels", "runs", "here")
+        *("target", "also", "called", "compiles", "providers", "kernels", "runs", "here")
     ]
     level = host_level()
+    providers = "cpu_c,portable" if level else "portable"
     assert lines[1].split() == [
-        *("cpu:host", "cpu", "yes", level.name if level else "none", "local-task")
+        *("cpu:host", "cpu", "yes", providers, level.name if level else "none", "local-task")
     ]
 
 

@@ -23,6 +23,7 @@ MODEL = {
     "--device",
     "--threads",
     "--kv-cache-memory",
+    "--device-memory-fraction",
     "--verify-weights",
 }
 # The options there are: a new one is added here on purpose, and none is lost by accident.

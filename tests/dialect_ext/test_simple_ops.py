@@ -11,6 +11,7 @@ import torch
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
 from llmir import formats
+from llmir.dialect_ext.argmax import Argmax
 from llmir.dialect_ext.base import AttrValue, Op
 from llmir.dialect_ext.embedding import Embedding, QuantizedEmbedding
 from llmir.dialect_ext.gated_mul import GeluMul, SiluMul
@@ -226,3 +227,30 @@ def test_the_verifier_says_what_is_wrong(
     with pytest.raises(VerifyError, match=message) as error:
         op.verify(types, attrs)
     assert str(error.value).startswith(f"llm.{op.name}: ")
+
+
+@pytest.mark.parametrize("columns", [1, 1000])
+@pytest.mark.parametrize("target", TARGETS)
+def test_argmax(target: str, columns: int, tmp_path: Path) -> None:
+    """Ties, and what is not finite, in every part of a row; of -inf alone there is no largest."""
+    x = rng.standard_normal((12, columns)).astype(np.float32)
+    last = columns - 1
+    x[0] = 2.5  # all equal: the first
+    x[1, [0, last]] = 9
+    x[2, [columns // 2, last]] = 9
+    x[3, last] = np.nan
+    x[4, 0] = np.inf
+    x[5, columns // 2] = np.nan
+    x[6, last] = np.inf
+    x[7] = -np.inf
+    x[8, : columns // 2] = -np.inf
+    x[9] = -3e38
+    got = run(Argmax(), [(x, "f32")], {}, target, tmp_path)
+    np.testing.assert_array_equal(got, Argmax().reference(x))
+
+
+@pytest.mark.targets
+@pytest.mark.parametrize("target", ["cuda", "rocm:gfx942", "rocm:gfx1100", "metal", "vulkan:ada"])
+def test_argmax_compiles_for(target: str, tmp_path: Path) -> None:
+    text = module(Argmax(), [TensorType((None, 49152), "f32")], {}, "")
+    assert compile_text(text, target, tmp_path / "argmax.vmfb").stat().st_size > 0

@@ -10,12 +10,15 @@ import pytest
 
 import llmir
 from llmir import artifact as artifacts
-from llmir import host
+from llmir import host, targets
 from llmir.artifact import Artifact, ModuleEntry
 from llmir.cpu_levels import level, level_within
 from llmir.errors import ArtifactTargetError
 from llmir.host import HostCpu, normal_feature
-from llmir.runtime.session import choose_module
+from llmir.runtime import choice
+from llmir.runtime.choice import choose, choose_module
+from llmir.runtime.device_facts import DeviceFacts, parse_facts
+from llmir.runtime.devices import DeviceInfo
 
 V3, VNNI, BF16, AMX, NEON, I8MM = (
     *("x86-64-v3", "x86-64-v4-vnni", "x86-64-v4-vnni-bf16", "x86-64-v4-amx"),
@@ -43,9 +46,17 @@ def holding(tiny_artifact: Path) -> Callable[..., Artifact]:
     made = artifacts.load(tiny_artifact)
 
     def entry(name: str) -> ModuleEntry:
-        if name == "vulkan":
-            changes = {"driver": "vulkan", "cpu": "", "cpu_arch": "", "cpu_features": ()}
-            return dataclasses.replace(made.manifest.modules[0], target="vulkan", **changes)
+        if not name.startswith(("x86-64", "aarch64")):
+            needs = ("shaderInt8", "storageBuffer8BitAccess") if "rdna" in name else ()
+            return dataclasses.replace(
+                made.manifest.modules[0],
+                target=name,
+                driver=targets.resolve(name).driver,
+                cpu="",
+                cpu_arch="",
+                cpu_features=(),
+                needs=needs,
+            )
         return dataclasses.replace(
             made.manifest.modules[0],
             target=f"cpu:{name}",
@@ -124,14 +135,116 @@ def test_none_that_runs_names_what_each_lacks(
     assert "or for an older CPU (target cpu:x86-64-v3)" in text
 
 
-def test_drivers_stay_in_the_artifacts_order(
-    machine: Become, holding: Callable[..., Artifact], monkeypatch: pytest.MonkeyPatch
+# -- devices ---------------------------------------------------------------------------
+
+GPU = "type: {}\nvendor_id: {}\nfeatures: shaderInt8={} storageBuffer8BitAccess={}\n"
+CUDA = "- gpu-compute-capability: {}\n- memory-total-global-memory-size: 81920 MB\n"
+Machine = Callable[[dict[str, str]], None]
+
+
+@pytest.fixture
+def devices(monkeypatch: pytest.MonkeyPatch) -> Machine:
+    """devices({uri: what its driver dumps}) are those of this machine, beside the CPU."""
+
+    def become(dumped: dict[str, str]) -> None:
+        def of(driver: str) -> tuple[DeviceInfo, ...]:
+            uris = [driver] if driver == "local-task" else sorted(dumped)
+            return tuple(DeviceInfo(u, u) for u in uris if u.partition("://")[0] == driver)
+
+        def facts(uri: str) -> DeviceFacts:
+            return DeviceFacts(kind="cpu") if uri == "local-task" else parse_facts(dumped[uri])
+
+        monkeypatch.setattr(choice, "devices_of", of)
+        monkeypatch.setattr(choice, "facts_of", facts)
+
+    return become
+
+
+def test_a_gpu_with_memory_of_its_own_comes_before_the_cpu(
+    machine: Become, holding: Callable[..., Artifact], devices: Machine
 ) -> None:
-    """Which device is better is for whoever compiled to say; which CPU module is, for us."""
     machine(BF16)
-    monkeypatch.setattr("llmir.runtime.session.devices_of", lambda driver: ("one",))
-    assert choose_module(holding("vulkan", V3, BF16), None).target == "vulkan"
-    assert choose_module(holding(V3, "vulkan", BF16), None).target == f"cpu:{BF16}"
+    for kind, target, uri in [
+        ("discrete-gpu", "vulkan", "vulkan://0"),
+        ("integrated-gpu", f"cpu:{BF16}", "local-task"),
+        ("cpu", f"cpu:{BF16}", "local-task"),
+    ]:
+        devices({"vulkan://0": GPU.format(kind, "0x1002", "yes", "yes")})
+        for order in ((V3, "vulkan", BF16), ("vulkan", V3, BF16)):
+            entry, found = choose(holding(*order), None)
+            assert (entry.target, found) == (target, uri), kind
+        assert choose(holding("vulkan"), None)[1] == "vulkan://0"
+        assert choose(holding("vulkan", V3), "cpu")[0].target == f"cpu:{V3}"
+
+
+def test_of_two_gpus_the_one_with_memory_of_its_own(
+    machine: Become, holding: Callable[..., Artifact], devices: Machine
+) -> None:
+    machine(V3)
+    gpus = ("integrated-gpu", "discrete-gpu")
+    devices({f"vulkan://{i}": GPU.format(k, "0x8086", "yes", "yes") for i, k in enumerate(gpus)})
+    assert choose(holding(V3, "vulkan"), None)[1] == "vulkan://1"
+    assert choose(holding(V3, "vulkan"), "vulkan://0")[1] == "vulkan://0"
+
+
+def test_of_equals_the_one_that_the_artifact_has_first(
+    machine: Become, holding: Callable[..., Artifact], devices: Machine
+) -> None:
+    machine(V3)
+    devices(
+        {
+            "vulkan://0": GPU.format("discrete-gpu", "0x10de", "yes", "yes"),
+            "cuda://0": CUDA.format("9.0"),
+        }
+    )
+    assert choose(holding("vulkan", "cuda:sm_80"), None)[1] == "vulkan://0"
+    assert choose(holding("cuda:sm_80", "vulkan"), None)[1] == "cuda://0"
+
+
+def test_the_latest_cuda_architecture_that_the_gpu_has(
+    machine: Become, holding: Callable[..., Artifact], devices: Machine
+) -> None:
+    machine(V3)
+    made = holding("cuda:sm_80", "cuda:sm_120", "cuda:sm_89")
+    for capability, target in (("9.0", "sm_89"), ("8.6", "sm_80"), ("12.0", "sm_120")):
+        devices({"cuda://0": CUDA.format(capability)})
+        assert choose(made, "cuda://0")[0].target == f"cuda:{target}"
+    devices({"cuda://0": CUDA.format("7.5")})
+    with pytest.raises(ArtifactTargetError, match="cuda://0: it is sm_75, older than sm_80"):
+        choose(made, "cuda://0")
+
+
+def test_rocm_code_is_for_one_architecture(
+    machine: Become, holding: Callable[..., Artifact], devices: Machine
+) -> None:
+    machine(V3)
+    devices({"hip://0": "- gpu-arch-name: gfx1100\n"})
+    assert choose(holding("rocm:gfx942", "rocm:gfx1100"), "hip://0")[0].target == "rocm:gfx1100"
+    assert choose(holding("rocm:gfx942", V3), None)[0].target == f"cpu:{V3}"
+    with pytest.raises(
+        ArtifactTargetError, match="rocm:gfx942 .* hip://0: it is gfx1100, not gfx942"
+    ):
+        choose(holding("rocm:gfx942"), "hip://0")
+
+
+def test_a_vulkan_profile_is_for_its_vendor_and_a_device_with_its_features(
+    machine: Become, holding: Callable[..., Artifact], devices: Machine
+) -> None:
+    machine(V3)
+    made = holding("vulkan", "vulkan:rdna3")
+    devices({"vulkan://0": GPU.format("discrete-gpu", "0x1002", "yes", "yes")})
+    assert choose(made, "vulkan://0")[0].target == "vulkan:rdna3"
+    devices({"vulkan://0": GPU.format("discrete-gpu", "0x10de", "yes", "yes")})
+    assert choose(made, "vulkan://0")[0].target == "vulkan"
+    # Storage of 8 bits is missing: the module that keeps to 32 bits runs, the other is refused.
+    devices({"vulkan://0": GPU.format("discrete-gpu", "0x1002", "no", "no")})
+    assert choose(made, "vulkan://0")[0].target == "vulkan"
+    with pytest.raises(
+        ArtifactTargetError,
+        match="vulkan:rdna3 does not run on vulkan://0: it lacks shaderInt8, storageBuffer8Bit"
+        "Access. Compile the model with target vulkan",
+    ):
+        choose(holding("vulkan:rdna3"), "vulkan://0")
 
 
 @pytest.mark.targets
@@ -139,10 +252,10 @@ def test_one_artifact_for_several_cpus(
     tiny_checkpoint: Callable[..., Path], machine: Become
 ) -> None:
     """As compiled: the features that the loader goes by are those of each target."""
-    targets = ["cpu:aarch64-dotprod-i8mm", "cpu:x86-64-v3", "cpu:x86-64-v4", f"cpu:{BF16}"]
-    made = llmir.compile(tiny_checkpoint("llama"), targets)
+    names = ["cpu:aarch64-dotprod-i8mm", "cpu:x86-64-v3", "cpu:x86-64-v4", f"cpu:{BF16}"]
+    made = llmir.compile(tiny_checkpoint("llama"), names)
     modules = {m.target: m for m in made.manifest.modules}
-    assert list(modules) == targets
+    assert list(modules) == names
     within = {t: level_within(m.cpu_arch, m.cpu_features) for t, m in modules.items()}
     assert [x.name for x in within.values() if x] == [I8MM, V3, V3, BF16]
     assert len({m.weights for m in modules.values()}) == 1

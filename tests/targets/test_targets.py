@@ -12,8 +12,14 @@ from parity.reference import EXACT
 
 import llmir
 from llmir import targets
-from llmir.errors import CompileError, DeviceError, UnknownNameError
-from llmir.runtime.devices import available_devices, open_device
+from llmir.errors import (
+    ArtifactTargetError,
+    CompileError,
+    DeviceError,
+    OptionError,
+    UnknownNameError,
+)
+from llmir.runtime.devices import available_devices, devices_of, driver_problem, open_device
 from llmir.targets import resolve
 
 KV_BYTES = 8 << 20
@@ -63,6 +69,10 @@ def test_a_tiny_llama_on_vulkan_gives_the_cpus_tokens(
 @pytest.mark.parametrize("kind", ["mistral-window", "qwen2", "qwen3", "llama-tied", "llama-mqa"])
 def test_every_architecture_on_vulkan(kind: str, tiny_checkpoint: Callable[..., Path]) -> None:
     cpu, vulkan = both(llmir.compile(tiny_checkpoint(kind), ["cpu", "vulkan"]))
+    expected, got = (
+        [o.outputs[0].token_ids for o in llm.generate(PROMPTS, GREEDY)] for llm in (cpu, vulkan)
+    )
+    assert got == expected
     np.testing.assert_allclose(vulkan.logits(PROMPTS[0]), cpu.logits(PROMPTS[0]), atol=1e-4, rtol=0)
 
 
@@ -76,9 +86,9 @@ def test_every_weight_form_on_vulkan(weights: str, tiny_checkpoint: Callable[...
 
 @pytest.mark.targets
 @pytest.mark.parametrize("target", sorted(targets.TARGETS))
-def test_a_tiny_llama_compiles_for(target: str, tiny_checkpoint: Callable[..., Path]) -> None:
+def test_a_tiny_llama_compiles_for(target: str, one_layer: Path) -> None:
     """Every target that llmir names, and the embedded binary is of its kind."""
-    artifact = llmir.compile(tiny_checkpoint("llama"), target)
+    artifact = llmir.compile(one_layer, target)
     (module,) = artifact.manifest.modules
     assert module.target == target
     code = artifact.file(module.file).read_bytes()
@@ -130,8 +140,25 @@ def test_unknown_targets_list_the_known(tmp_path: Path) -> None:
         UnknownNameError, match=r"unknown target 'gpu'; known: cpu, cpu:aarch64, .*vulkan"
     ):
         llmir.compile(tmp_path, "gpu")
-    with pytest.raises(UnknownNameError, match="unknown target 'cuda:sm_90'"):
+    with pytest.raises(
+        UnknownNameError, match="unknown target 'cuda:sm_90'; .* PTX for cuda:sm_80 runs on every"
+    ):
         resolve("cuda:sm_90")
+    for wrong, right in {
+        "vulkn": "vulkan",
+        "vulkan:rdna33": "vulkan:rdna3",
+        "rocm:gfx94": "rocm:gfx942",
+        "cuda:80": "cuda:sm_80",
+        "cpu:x86-64-v33": "cpu:x86-64-v3",
+    }.items():
+        with pytest.raises(UnknownNameError, match=rf"Did you mean .*\b{right}\b"):
+            resolve(wrong)
+
+
+def test_hip_is_rocm() -> None:
+    assert resolve("hip") is resolve("rocm") is resolve("rocm:gfx942")
+    assert resolve("hip:gfx1100") is resolve("rocm:gfx1100")
+    assert resolve("vulkan:vp_android_baseline_2022") is resolve("vulkan")
 
 
 @pytest.mark.parametrize("name", sorted({**targets.TARGETS, **targets.ALIASES}))
@@ -142,10 +169,45 @@ def test_names_resolve(name: str) -> None:
     assert target.flags
 
 
+def test_a_driver_that_does_not_load() -> None:
+    """This machine has no NVIDIA driver, as most that run the tests."""
+    if not devices_of("cuda"):
+        assert "libcuda.so" in driver_problem("cuda")
+        with pytest.raises(
+            DeviceError, match=r"cannot open device 'cuda://0': the driver cuda does not load \(UN"
+        ):
+            open_device("cuda://0")
+    assert driver_problem("vulkan") == driver_problem("local-task") == ""
+    assert driver_problem("metal") == "this IREE runtime has no driver metal"
+
+
+@pytest.mark.parametrize("uri", ["cuda:0", "vulkan:0", "://0", ""])
+def test_what_is_no_uri(uri: str, tiny_artifact: Path) -> None:
+    with pytest.raises(OptionError, match=r"a device is written DRIVER or DRIVER://NUMBER, such"):
+        open_device(uri)
+    with pytest.raises(OptionError, match=r"such as (cuda|vulkan)://0, not"):
+        llmir.LLM(tiny_artifact, device=uri)
+
+
+def test_an_artifact_without_the_target(tiny_artifact: Path) -> None:
+    with pytest.raises(
+        ArtifactTargetError,
+        match=r"has no module for device 'vulkan://0'; it has: cpu:host. Compile the model with "
+        r"target 'vulkan' as well, or choose another device \(this machine has local-sync, local",
+    ):
+        llmir.LLM(tiny_artifact, device="vulkan://0")
+    with pytest.raises(DeviceError, match="no driver tpu"):
+        llmir.LLM(tiny_artifact, device="tpu://0")
+
+
 def test_devices_that_are_not_there() -> None:
-    with pytest.raises(DeviceError, match=r"cannot open device 'cuda': .*; devices on this mach"):
+    with pytest.raises(
+        DeviceError, match=r"cannot open device 'cuda://0': .*; devices on this mach"
+    ):
         open_device("cuda")
-    with pytest.raises(DeviceError, match=r"no device 'vulkan://7'; devices on this machine: loc"):
-        open_device("vulkan://7")
+    for uri in ("vulkan://7", "vulkan://GPU-0", "local-task://1"):
+        with pytest.raises(DeviceError, match=rf"no device '{uri}'; devices on this machine: loc"):
+            open_device(uri)
+    assert open_device("vulkan") is open_device("vulkan://0")
     with pytest.raises(DeviceError, match="no driver 'tpu' for device 'tpu://0'"):
         open_device("tpu://0")

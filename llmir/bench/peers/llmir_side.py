@@ -12,7 +12,8 @@ from llmir.bench.peers.base import LLMIR, Side
 from llmir.bench.peers.metrics import Metric
 from llmir.bench.peers.prepare import worker_command
 from llmir.errors import OptionError
-from llmir.runtime.session import DEFAULT_KV_BYTES, choose_module
+from llmir.runtime.choice import choose_module
+from llmir.runtime.memory import DEFAULT_KV_BYTES
 
 WORKER = "with_llmir"
 
