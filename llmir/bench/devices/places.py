@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from llmir.artifact import Artifact, ModuleEntry
 from llmir.errors import ArtifactTargetError, DeviceError
+from llmir.runtime.choice import choose_module
 from llmir.runtime.devices import available_devices
-from llmir.runtime.session import choose_module
 from llmir.targets import kind_of_device
 
 # The same CPU as local-task, on one thread.
