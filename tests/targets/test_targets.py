@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from parity.reference import EXACT
 
 import llmir
 from llmir import targets
-from llmir.cli import main
 from llmir.errors import CompileError, DeviceError, UnknownNameError
 from llmir.runtime.devices import available_devices, open_device
 from llmir.targets import resolve
@@ -103,7 +103,8 @@ def test_a_tiny_llama_compiles_for(target: str, tiny_checkpoint: Callable[..., P
 def test_the_demo_model_answers_on_vulkan_as_on_the_cpu(demo_gguf: Path) -> None:
     """Greedy tokens are equal until the CPU's two best logits lie within 1e-2."""
     artifact = llmir.compile(demo_gguf, ["cpu", "vulkan"], **EXACT)
-    shown = CliRunner().invoke(main, ["inspect", str(artifact.path)]).output
+    command = [sys.executable, "-m", "llmir", "inspect", artifact.path]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     assert re.search(r"211 × +llm\.quantized_matmul +vulkan_spirv", shown), shown
     assert re.search(r"30 × +llm\.paged_attention +vulkan_spirv", shown), shown
     cpu, vulkan = (
