@@ -16,7 +16,7 @@ export LLMIR_CACHE := $(CURDIR)/.cache/llmir
 
 help:
 	@echo 'make run           fetch the demo model, compile it, ask it: $(QUESTION)'
-	@echo 'make plugins       compile the C kernels again, those that changed'
+	@echo 'make plugins       compile the kernels again, those that changed'
 	@echo 'make test          all tests but those of the next two'
 	@echo 'make test-targets  the slow compiles, for every target'
 	@echo 'make test-serving  servers under load and long random runs'
@@ -33,19 +33,19 @@ run:
 	@$(bin)/llmir run $(demo) '$(QUESTION)' --temperature 0
 
 plugins:
-	@tools/setup.sh plugins
+	@tools/setup.sh plugins glslang
 	@$(bin)/python plugins/build.py
 
 # The demo model is compiled before the tests, so that two workers do not both compile it.
 test:
-	@tools/setup.sh dev vulkan qemu
+	@tools/setup.sh dev vulkan qemu glslang
 	@$(bin)/python plugins/build.py
 	@$(bin)/python tools/fetch_demo.py >/dev/null
 	@$(bin)/llmir compile $(demo)
 	$(bin)/pytest -m 'not targets and not serving' -n $(JOBS) --dist worksteal
 
 test-targets:
-	@tools/setup.sh dev vulkan qemu
+	@tools/setup.sh dev vulkan qemu glslang
 	@$(bin)/python plugins/build.py
 	@$(bin)/python tools/fetch_demo.py >/dev/null
 	$(bin)/pytest -m targets -n $(JOBS) --dist worksteal

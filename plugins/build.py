@@ -1,6 +1,7 @@
 """Compile the C kernels: plugins/cpu/llmir_cpu.c, once per ISA level.
 
-    python plugins/build.py               llmir/objects/cpu/<level>/llmir_cpu.o, where out of date
+    python plugins/build.py               llmir/objects/cpu/<level>/llmir_cpu.o, where out of date,
+                                          and what build_vulkan.py makes, if this machine can
     python plugins/build.py --level NAME  of one level only; repeatable
     python plugins/build.py --shared DIR  DIR/<level>.so as well, for this machine's architecture
 
@@ -191,7 +192,17 @@ def main() -> int:
     except BuildError as error:
         print(error, file=sys.stderr)
         return 1
-    return 0
+    return 0 if options.level else _build_others()
+
+
+def _build_others() -> int:
+    """The kernels of other targets; what cannot be built here is named and left out."""
+    import build_vulkan  # beside this file, which is where a script finds modules
+
+    if reason := build_vulkan.missing_tool():
+        print(f"left out: {reason}", file=sys.stderr)
+        return 0
+    return build_vulkan.main()
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ def test_serving_needs_no_compiler() -> None:
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A copy of what packages are made from, nothing built, with one small kernel.
+    """A copy of what packages are made from, nothing built, with two small kernels.
 
     A copy: building leaves directories behind.  A machine that runs the tests may lack git.
     """
@@ -53,9 +53,13 @@ def source(tmp_path: Path) -> Path:
     for name in ("pyproject.toml", "setup.py", "MANIFEST.in", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, source)
     (source / "plugins" / "cpu").mkdir(parents=True)
-    shutil.copy(ROOT / "plugins" / "build.py", source / "plugins")
+    (source / "plugins" / "vulkan").mkdir()
+    for name in ("build.py", "build_vulkan.py"):
+        shutil.copy(ROOT / "plugins" / name, source / "plugins")
     kernel = "int llmir_test(void);\nint llmir_test(void) { return 1; }\n"
     (source / "plugins" / "cpu" / "llmir_cpu.c").write_text(kernel)
+    shader = "#version 450\nvoid main() {}\n"
+    (source / "plugins" / "vulkan" / "small.comp").write_text(shader)
     return source
 
 
@@ -71,7 +75,10 @@ def build(source: Path, kind: str) -> Path:
     return source.parent / done.stderr.splitlines()[-1]
 
 
-OBJECTS = {f"llmir/objects/cpu/{level.name}/llmir_cpu.o" for level in LEVELS}
+OBJECTS = {
+    *(f"llmir/objects/cpu/{level.name}/llmir_cpu.o" for level in LEVELS),
+    "llmir/objects/vulkan/small.spv",
+}
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(source: Path) -> None:
@@ -100,6 +107,14 @@ def test_an_install_without_kernels_fails(source: Path) -> None:
         build(source, "wheel")
 
 
+def test_without_the_compiler_of_vulkan_kernels_a_wheel_is_made_that_lacks_them(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    names = set(zipfile.ZipFile(build(source, "wheel")).namelist())
+    assert {n for n in names if "/objects/" in n} == {n for n in OBJECTS if "/cpu/" in n}
+
+
 def test_a_wheel_can_be_made_of_the_source_distribution(source: Path) -> None:
     shutil.copy(ROOT / "plugins" / "cpu" / "simd.h", source / "plugins" / "cpu")
     (source / "llmir" / "objects" / "cpu").mkdir(parents=True)
@@ -107,6 +122,7 @@ def test_a_wheel_can_be_made_of_the_source_distribution(source: Path) -> None:
     shutil.unpack_archive(build(source, "sdist"), source.parent)
     unpacked = source.parent / f"llmir-{llmir.__version__}"
     assert (unpacked / "plugins" / "cpu" / "simd.h").is_file()
+    assert (unpacked / "plugins" / "vulkan" / "small.comp").is_file()
     assert not (unpacked / "llmir" / "objects").exists()
     assert set(zipfile.ZipFile(build(unpacked, "wheel")).namelist()) >= OBJECTS
 

@@ -4,10 +4,11 @@
 #   tools/setup.sh compile            llmir with the packages that compiling needs
 #   tools/setup.sh dev vulkan qemu    what the tests need; Mesa's Vulkan device in software;
 #                                     and qemu, which runs the kernels for 64-bit Arm
+#   tools/setup.sh glslang            the compiler of the Vulkan kernels, and SPIR-V's validator
 #   tools/setup.sh chromium           the browser that the server's page is tested in
 #
-# An argument is an extra of pyproject.toml, "vulkan", "qemu" or "chromium".  An extra is installed
-# again when pyproject.toml changes.  PYTHON names another interpreter than python3.
+# An argument is an extra of pyproject.toml, "vulkan", "qemu", "glslang" or "chromium".  An extra is
+# installed again when pyproject.toml changes.  PYTHON names another interpreter than python3.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
@@ -67,6 +68,11 @@ install_qemu() {
     apt_install "the kernels for 64-bit Arm are tested under qemu" qemu-user
 }
 
+install_glslang() {
+  { command -v glslangValidator && command -v spirv-val; } >/dev/null ||
+    apt_install "the Vulkan kernels are compiled with glslang" glslang-tools spirv-tools
+}
+
 install_chromium() {
   command -v chromium >/dev/null || command -v google-chrome >/dev/null ||
     apt_install "the server's page is tested in a browser" chromium
@@ -76,6 +82,7 @@ for what in "$@"; do
   case $what in
     vulkan) install_vulkan ;;
     qemu) install_qemu ;;
+    glslang) install_glslang ;;
     chromium) install_chromium ;;
     *)
       make_venv

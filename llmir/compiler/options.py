@@ -165,7 +165,7 @@ def _code_digest() -> str:
         if path.relative_to(root).parts[0] not in SERVING_PACKAGES
     ]
     digest = hashlib.sha256()
-    for path in sorted([*sources, *OBJECTS.rglob("*.o")]):
+    for path in sorted([*sources, *OBJECTS.rglob("*.o"), *OBJECTS.rglob("*.spv")]):
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -15,6 +15,7 @@ from llmir.dialect_ext.activations import activations_are_known, only_float32
 from llmir.dialect_ext.base import Array, Attribute, Call, Lowering, Op, Operand
 from llmir.dialect_ext.packed_matmul import packed_lowering, packing_refusal
 from llmir.dialect_ext.scalar_rows import emit_scalar_rows
+from llmir.dialect_ext.spirv_matmul import linear_lowering
 from llmir.dialect_ext.tiled_rows import Tile, emit_rows, lanes_for, multiply_add
 from llmir.dialect_ext.types import TensorType, is_static
 from llmir.dialect_ext.whole_words import ends_within_a_word
@@ -58,6 +59,7 @@ class Linear(Op):
     def lowerings(self) -> tuple[Lowering, ...]:
         return (
             packed_lowering(_packed_supports),
+            linear_lowering(),
             Lowering(
                 provider="portable", variant="tiled", supports=_tiled_supports, emit=_emit_tiled
             ),

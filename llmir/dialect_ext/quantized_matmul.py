@@ -27,6 +27,7 @@ from llmir.dialect_ext.base import (
 )
 from llmir.dialect_ext.packed_matmul import packed_lowering, packing_refusal
 from llmir.dialect_ext.scalar_rows import emit_scalar_rows
+from llmir.dialect_ext.spirv_matmul import quantized_matmul_lowering
 from llmir.dialect_ext.tiled_rows import Tile, emit_rows, lanes_for, multiply_add
 from llmir.dialect_ext.types import TensorType, is_static
 from llmir.dialect_ext.whole_words import ends_within_a_word
@@ -114,6 +115,7 @@ class QuantizedMatmul(Op):
     def lowerings(self) -> tuple[Lowering, ...]:
         return (
             packed_lowering(_packed_supports),
+            quantized_matmul_lowering(),
             Lowering(
                 provider="portable", variant="tiled", supports=_tiled_supports, emit=_emit_tiled
             ),

@@ -28,9 +28,13 @@ def lowering(op: Op, variant: str) -> Lowering:
 
 
 def module(
-    op: Op, types: Sequence[TensorType | None], attrs: Mapping[str, AttrValue], variant: str
+    op: Op,
+    types: Sequence[TensorType | None],
+    attrs: Mapping[str, AttrValue],
+    variant: str,
+    through: Lowering | None = None,
 ) -> str:
-    """MLIR whose `main` is one call of the op."""
+    """MLIR whose `main` is one call of the op, through a portable lowering or another."""
     call = op.verify(types, attrs)
     names = [name for name, _ in call.present]
     args = ", ".join(f"%{n}: {t}" for n, t in call.present)
@@ -39,7 +43,7 @@ def module(
     made = ", ".join(f"%y{i}" for i in range(len(call.results)))
     return f"""
 module @m {{
-{lowering(op, variant).emit(call, "op")}
+{(through or lowering(op, variant)).emit(call, "op")}
 func.func @main({args}) -> ({results}) {{
   {made} = func.call @op({operands}) : ({", ".join(str(t) for _, t in call.present)}) -> ({results})
   return {made} : {results}

@@ -51,12 +51,14 @@ def test_priorities_from_text_and_mappings() -> None:
 
 def test_a_call_gets_the_first_that_supports_it() -> None:
     call = get_op("linear").verify([X, TensorType((4, 8), "f32"), None], {})
-    chosen = choose(call, resolve("vulkan"), {})
+    chosen = choose(call, resolve("metal"), {})
     assert chosen.lowering.variant == "scalar"
     assert chosen.refused == (
         "cpu_c: C kernels are for CPUs of a known ISA level",
+        "vulkan_spirv: SPIR-V kernels are for Vulkan",
         "portable/tiled: register tiles of vectors are for CPUs",
     )
+    assert choose(call, resolve("vulkan"), {}).lowering.provider == "vulkan_spirv"
     assert choose(call, CPU, {}).lowering.variant == "tiled"
 
 
@@ -65,7 +67,7 @@ def test_a_call_that_nobody_takes_says_why() -> None:
     with pytest.raises(
         CompileError,
         match=r"no provider lowers llm.linear\(tensor<\?x8xf32>, tensor<4x8xf16>\) for vulkan: "
-        r"cpu_c: .*; portable/tiled: .*; portable/scalar: .*f16",
+        r"cpu_c: .*; vulkan_spirv: .*not f16; portable/tiled: .*; portable/scalar: .*f16",
     ):
         choose(call, resolve("vulkan"), {})
     with pytest.raises(CompileError, match="none was allowed by the op priority"):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,6 +60,9 @@ def test_a_tiny_llama_on_vulkan_gives_the_cpus_tokens(
         "weights.packed.irpa",
         "weights.portable.irpa",
     ]
+    (on_vulkan,) = (m for m in artifact.manifest.modules if m.target == "vulkan")
+    chosen = {u.op: u.provider for u in on_vulkan.providers}
+    assert chosen["linear"] == chosen["paged_attention"] == "vulkan_spirv"
     cpu, vulkan = both(artifact)
     answers = [
         [o.outputs[0].token_ids for o in llm.generate(PROMPTS, GREEDY)] for llm in (cpu, vulkan)
@@ -107,6 +113,10 @@ def test_a_tiny_llama_compiles_for(target: str, one_layer: Path) -> None:
 def test_the_demo_model_answers_on_vulkan_as_on_the_cpu(demo_gguf: Path) -> None:
     """Greedy tokens are equal until the CPU's two best logits lie within 1e-2."""
     artifact = llmir.compile(demo_gguf, ["cpu", "vulkan"], **EXACT)
+    command = [sys.executable, "-m", "llmir", "inspect", artifact.path]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"211 × +llm\.quantized_matmul +vulkan_spirv", shown), shown
+    assert re.search(r"30 × +llm\.paged_attention +vulkan_spirv", shown), shown
     cpu, vulkan = (
         llmir.LLM(artifact, device=d, kv_cache_memory_bytes=64 << 20) for d in ("cpu", "vulkan")
     )
