@@ -36,6 +36,7 @@ FLOORS = {
     "integrations": 4,
     "api": 5,
     "cli": 5,
+    "verify": 5,
     "__init__": 5,
     "__main__": 5,
 }
@@ -54,7 +55,7 @@ GROUND = [
     "artifact_writer",
 ]
 # api and cli are one floor; the command line stands on the Python interface.
-TOP = ["api", "__init__", "cli", "__main__"]
+TOP = ["api", "__init__", "verify", "cli", "__main__"]
 RIGHT_TOWER_NEEDS = {"iree.runtime", "iree._runtime_libs", "numpy", "tokenizers", "jinja2"}
 
 

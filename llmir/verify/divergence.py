@@ -42,7 +42,8 @@ class Divergence:
             self._add(expected_TV[rows], found_TV[rows], next_ids[rows])
 
     def _add(self, expected_TV: F32, found_TV: F32, next_ids: Sequence[int]) -> None:
-        bad = ~(np.isfinite(expected_TV).all(1) & np.isfinite(found_TV).all(1))
+        good = np.isfinite(expected_TV).all(axis=1) & np.isfinite(found_TV).all(axis=1)
+        bad = np.asarray(~good)
         p_TV, q_TV = (
             log_softmax(np.where(bad[:, None], np.float32(0), x)) for x in (expected_TV, found_TV)
         )

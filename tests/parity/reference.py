@@ -18,7 +18,15 @@ from llmir.verify.transformers_model import from_directory as from_checkpoint
 from llmir.verify.transformers_model import from_gguf as from_llama_gguf
 from llmir.verify.transformers_model import from_weights, hf_name
 
-__all__ = ["EXACT", "F32", "from_checkpoint", "from_llama_gguf", "from_weights", "hf_name", "logits"]
+__all__ = [
+    "EXACT",
+    "F32",
+    "from_checkpoint",
+    "from_llama_gguf",
+    "from_weights",
+    "hf_name",
+    "logits",
+]
 
 F32 = NDArray[np.float32]
 
