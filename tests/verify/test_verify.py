@@ -81,7 +81,11 @@ def test_thresholds_make_it_fail_and_the_ops_are_looked_at(
         f"a logit differs by {pair['max_abs_logit_diff']:.3g}, more than 1e-09"
     ]
     ops = {(row["side"], row["op"]) for row in found["ops"]}
-    assert {("cpu", "paged_attention"), ("vulkan", "paged_attention"), ("vulkan", "rms_norm")} <= ops
+    assert {
+        ("cpu", "paged_attention"),
+        ("vulkan", "paged_attention"),
+        ("vulkan", "rms_norm"),
+    } <= ops
     assert not any(row["is_wrong"] for row in found["ops"])
     assert max(row["error"] for row in found["ops"]) < 1e-5
 
