@@ -157,7 +157,7 @@ def _made_of(document: Mapping[str, Any]) -> str:
 def _sides(certificate: Certificate) -> str:
     lines = [
         f"- {side.name}: {side.about}; "
-        + ("rounds nothing but weights" if side.is_exact else "rounds activations or KV")
+        + ("rounds nothing but weights" if side.is_exact else "may round activations or KV")
         for side in certificate.sides
     ]
     return "\n".join(lines)
