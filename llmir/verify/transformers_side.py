@@ -28,6 +28,9 @@ class TransformersSide:
     """
 
     def __init__(self, model: Path) -> None:
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # this command's streams are its own
         read = from_gguf if model.is_file() else from_directory
         try:
             self._model = read(model)
