@@ -71,11 +71,14 @@ class Made:
         ]
 
     def limits(self, of_floats: float, of_pages: Mapping[str, float]) -> list[float]:
-        """What each result may be off."""
-        return [
-            of_pages[kv_formats.kv_pages(self.call).format] if t.rank == 5 else of_floats
-            for t in self.call.results
-        ]
+        """What each result may be off.
+
+        Attention may multiply bf16 pages as bf16, so its result is as coarse as they are.
+        """
+        there = [name for name, _ in self.call.present]
+        form = kv_formats.kv_pages(self.call).format if "kv" in there else ""
+        floats = of_pages[form] if form == "bf16" else of_floats
+        return [of_pages[form] if t.rank == 5 else floats for t in self.call.results]
 
     def _in_rows(self, pages: Array) -> Array:
         kv = kv_formats.kv_pages(self.call)
