@@ -55,8 +55,8 @@ from llmir.dialect_ext.activations import PRECISIONS  # noqa: E402
 from llmir.digests import DigestMemo  # noqa: E402
 from llmir.errors import LlmirError  # noqa: E402
 from llmir.host import num_cores  # noqa: E402
+from llmir.verify.divergence import Divergence  # noqa: E402
 from tests.parity import demo_accuracy, reference  # noqa: E402
-from tests.parity.divergence import Divergence  # noqa: E402
 
 F32 = NDArray[np.float32]
 WINDOW, NUM_WINDOWS = 512, 8

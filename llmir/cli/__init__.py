@@ -26,6 +26,7 @@ COMMANDS = {
     "inspect": ("inspect:inspect", "Show what is in an artifact."),
     "targets": ("targets:targets", "List what can be compiled for, and what runs here."),
     "bench": ("bench:bench", "Measure how fast an artifact is."),
+    "verify": ("verify:verify", "Check that devices, or two artifacts, give the same answers."),
     "export-inputs": ("export_inputs:export_inputs", "Write the inputs of a step to files."),
     "opt": ("opt:opt", "Run passes on a file of MLIR."),
 }

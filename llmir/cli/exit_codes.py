@@ -14,6 +14,7 @@ from llmir.errors import (
 
 UNEXPECTED = 1
 USAGE = 2
+DIFFERENT = 9
 INTERRUPTED = 130
 
 _CODES: dict[type[Exception], int] = {
@@ -37,6 +38,7 @@ EXIT_CODES = {
     6: "the device is not there, or failed",
     7: "the prompt or a sampling parameter cannot be served",
     8: "the operating system refused: disk full, no permission, …",
+    DIFFERENT: "llmir verify: what was compared differs by more than the thresholds",
     INTERRUPTED: "interrupted (Ctrl-C)",
 }
 

@@ -1,4 +1,6 @@
-"""Modules that measure llm ops: each call of a step alone, as its own lowering has it.
+"""Modules of llm ops alone, each call of a step as its own lowering has it.
+
+`compile_alone` makes plain functions, for `llmir verify`; `compile_calls` those that measure:
 
     @call_<i>(carrier, shared operands…, CHAIN × rotated operands…) → carrier
         for each of CHAIN:  y = op(carrier, …);  carrier = link(y, carrier)
@@ -33,6 +35,40 @@ def compile_calls(
     iree_compile.to_module(iree_compile.to_stream(text, flags), flags, output)
 
 
+def compile_alone(calls: Sequence[StepCall], flags: Sequence[str], output: Path) -> None:
+    """Compile a module with a function `call_<i>` of each call: its operands → its results.
+
+    Raises CompileError, also for a lowering that this llmir does not have.
+    """
+    parts = []
+    for i, step_call in enumerate(calls):
+        call = typed(step_call)
+        lowering = find_lowering(step_call.op, step_call.provider, step_call.variant)
+        arguments = ", ".join(f"%{name}: {t}" for name, t in call.present)
+        results = [f"%y_{k}" for k in range(len(call.results))]
+        types = ", ".join(map(str, call.results))
+        names = ", ".join(f"%{name}" for name, _ in call.present)
+        given = ", ".join(str(t) for _, t in call.present)
+        parts.append(f"""
+{lowering.emit(call, f"op_{i}")}
+func.func @call_{i}({arguments}) -> ({types}) {{
+  {", ".join(results)} = func.call @op_{i}({names}) : ({given}) -> ({types})
+  return {", ".join(results)} : {types}
+}}""")
+    text = "module @ops {\n" + "\n".join(parts) + "\n}\n"
+    iree_compile.to_module(iree_compile.to_stream(text, flags), flags, output)
+
+
+def typed(step_call: StepCall) -> Call:
+    """The call with the types of its operands and results.  Raises CompileError."""
+    op = get_op(step_call.op)
+    there = {
+        o.name: TensorType(tuple(int(d) if d.isdigit() else None for d in o.dims), o.dtype)
+        for o in step_call.operands
+    }
+    return op.verify([there.get(spec.name) for spec in op.operands], step_call.attrs)
+
+
 def carrier_of(step_call: StepCall) -> str:
     """The operand that orders the calls: the first that is neither weights nor pages."""
     return next(
@@ -43,12 +79,8 @@ def carrier_of(step_call: StepCall) -> str:
 
 
 def _functions(step_call: StepCall, index: int, chain: int) -> str:
-    op = get_op(step_call.op)
-    there = {
-        o.name: TensorType(tuple(int(d) if d.isdigit() else None for d in o.dims), o.dtype)
-        for o in step_call.operands
-    }
-    call = op.verify([there.get(spec.name) for spec in op.operands], step_call.attrs)
+    call = typed(step_call)
+    there = dict(call.present)
     lowering = find_lowering(step_call.op, step_call.provider, step_call.variant)
     rotated = step_call.rotated
     carrier = carrier_of(step_call)

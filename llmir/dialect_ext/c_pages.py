@@ -6,7 +6,9 @@ only these kernels read: a model's page ops all get them, or none (select-provid
 
 from __future__ import annotations
 
-from llmir.dialect_ext.base import Call, Lowering
+import numpy as np
+
+from llmir.dialect_ext.base import Array, Call, Lowering
 from llmir.dialect_ext.c_kernels import (
     CKernel,
     Count,
@@ -16,7 +18,7 @@ from llmir.dialect_ext.c_kernels import (
     needs_kernels,
     shares,
 )
-from llmir.dialect_ext.kv_formats import kv_pages
+from llmir.dialect_ext.kv_formats import SCALE_BYTES, kv_pages
 from llmir.dialect_ext.types import TensorType
 from llmir.targets import Target
 
@@ -54,6 +56,31 @@ def _attention_supports(call: Call, target: Target) -> str | None:
     if group * dim > _MAX_ROW_FLOATS or group > _MAX_TILE_ROWS:
         return f"{group} heads of {dim} on a KV head are more than {_MAX_ROW_FLOATS} numbers"
     return None
+
+
+def in_columns(kv: Array, format_name: str) -> Array:
+    """Pages [N, 2, H, ps, _D] as a tensor's type says, in the kernels' order of elements."""
+    n, _, h, ps, d = kv.shape
+    k, v = kv[:, 0], kv[:, 1]
+    if format_name == "int8":
+        k_parts, v_parts = (np.split(x, [d - SCALE_BYTES], axis=-1) for x in (k, v))
+        k_parts[0] = k_parts[0].transpose(0, 1, 3, 2)
+        k, v = (np.concatenate([x.reshape(n, h, -1) for x in p], -1) for p in (k_parts, v_parts))
+    elif format_name == "bf16":
+        k = k.reshape(n, h, ps, d // 2, 2).transpose(0, 1, 3, 2, 4)
+        v = v.reshape(n, h, ps // 2, 2, d).transpose(0, 1, 2, 4, 3)
+    else:
+        k = k.transpose(0, 1, 3, 2)
+    both = [np.ascontiguousarray(x).reshape(n, h, ps, d) for x in (k, v)]
+    return np.ascontiguousarray(np.stack(both, axis=1))
+
+
+def in_rows(kv: Array, format_name: str) -> Array:
+    """What `in_columns` made, as the tensor's type says again."""
+    places = in_columns(np.arange(kv.size).reshape(kv.shape), format_name)
+    rows = np.empty_like(kv)
+    rows.reshape(-1)[places.reshape(-1)] = kv.reshape(-1)
+    return rows
 
 
 def append_lowering() -> Lowering:

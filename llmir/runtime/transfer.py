@@ -17,6 +17,7 @@ from typing import Any
 
 import iree.runtime as rt
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
 _ELEMENTS = {
@@ -151,6 +152,26 @@ class Transfers:
             )
             buffers[place] = found
         return found
+
+
+def read_back(device: rt.HalDevice, view: rt.HalBufferView, dtype: npt.DTypeLike) -> NDArray[Any]:
+    """A copy of what one buffer view holds when nothing more is being done to it.
+
+    For ops that run alone; steps have `Transfers`.  Any element type, named by numpy's of its size.
+    """
+    element, shape = np.dtype(dtype), tuple(view.shape)
+    num_bytes = int(np.prod(shape, dtype=np.int64)) * element.itemsize
+    if not num_bytes:
+        return np.zeros(shape, element)
+    # Queues copy whole words of four bytes.
+    num_words = -(-num_bytes // 4) * 4
+    staging = device.allocator.allocate_buffer(
+        memory_type=_STAGING, allowed_usage=_STAGING_USAGE, allocation_size=num_words
+    )
+    timeline = Timeline(device)
+    device.queue_copy(view.get_buffer(), staging, *timeline.next())
+    timeline.wait()
+    return _bytes_of(staging, num_bytes).view(element).reshape(shape).copy()
 
 
 def _capacity(num_bytes: int) -> int:

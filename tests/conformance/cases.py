@@ -19,6 +19,7 @@ from dialect_ext.ragged import Heads, Ragged
 from llmir import formats
 from llmir.dialect_ext import kv_formats
 from llmir.dialect_ext.base import AttrValue
+from llmir.dialect_ext.c_pages import in_columns, in_rows
 from llmir.dialect_ext.gated_mul import GATES
 from llmir.dialect_ext.kv_formats import kv_type
 from llmir.dialect_ext.packed_matmul import LARGEST_INT, rounded
@@ -282,31 +283,6 @@ def wide(values: Array, dtype: str) -> Array:
     """float32 of rows as a page stores them."""
     of_bytes = {"bf16": from_bf16, "int8": kv_formats.from_int8, "fp8": kv_formats.from_fp8}
     return of_bytes[dtype](values) if dtype in of_bytes else values.astype(np.float32)
-
-
-def in_columns(kv: Array, dtype: str) -> Array:
-    """Stored pages [N, 2, H, ps, D] in the kernels' order of elements (plugins/cpu/pages.h)."""
-    n, _, h, ps, d = kv.shape
-    k, v = kv[:, 0], kv[:, 1]
-    if dtype == "int8":
-        k, v = (np.split(x, [d - kv_formats.SCALE_BYTES], axis=-1) for x in (k, v))
-        k[0] = k[0].transpose(0, 1, 3, 2)
-        k, v = (np.concatenate([x.reshape(n, h, -1) for x in parts], -1) for parts in (k, v))
-    elif dtype == "bf16":
-        k = k.reshape(n, h, ps, d // 2, 2).transpose(0, 1, 3, 2, 4)
-        v = v.reshape(n, h, ps // 2, 2, d).transpose(0, 1, 2, 4, 3)
-    else:
-        k = k.transpose(0, 1, 3, 2)
-    both = [np.ascontiguousarray(x).reshape(n, h, ps, d) for x in (k, v)]
-    return np.ascontiguousarray(np.stack(both, axis=1))
-
-
-def in_rows(kv: Array, dtype: str) -> Array:
-    """What in_columns makes of rows, as rows again."""
-    places = in_columns(np.arange(kv.size).reshape(kv.shape), dtype)
-    rows = np.empty_like(kv)
-    rows.reshape(-1)[places.reshape(-1)] = kv.reshape(-1)
-    return rows
 
 
 def attention(

@@ -18,7 +18,7 @@ from llmir.dialect_ext.quantized_matmul import QuantizedMatmul
 from llmir.dialect_ext.spirv_kernels import PROVIDER
 from llmir.dialect_ext.types import TensorType
 from llmir.runtime.devices import open_device
-from llmir.runtime.transfer import ELEMENT_TYPES, to_host
+from llmir.runtime.transfer import ELEMENT_TYPES, read_back
 from llmir.targets import resolve
 
 from .lowered import NUMPY_DTYPES, from_bf16, module, to_bf16
@@ -67,7 +67,7 @@ class OnVulkan:
         for values, dtype in arguments:
             given.push_ref(self.put(values, dtype))
         self.context.invoke(self.function, given, results)
-        return to_host(self.device, results.get_as_object(0, rt.HalBufferView), np.float32)
+        return read_back(self.device, results.get_as_object(0, rt.HalBufferView), np.float32)
 
     def put(self, values: Array, dtype: str) -> rt.HalBufferView:
         is_bf16 = dtype == "bf16"

@@ -24,7 +24,7 @@ from conformance import cases
 
 from llmir.dialect_ext.types import TensorType
 from llmir.runtime.devices import IREE_ERRORS, open_device
-from llmir.runtime.transfer import to_host
+from llmir.runtime.transfer import read_back
 
 from .draw import NUMPY, Array, Draw, Sample, Verdict
 from .draws import all_draws
@@ -115,12 +115,11 @@ class Runner:
         return rt.HalBufferView(view.get_buffer(), array.shape, int(ELEMENTS[dtype]))
 
     def get(self, view: rt.HalBufferView, t: TensorType) -> Array:
-        """A result; the runtime copies words of four bytes."""
+        """A result; queues copy words of four bytes."""
         shape, dtype = tuple(view.shape), np.dtype(NUMPY[t.dtype])
-        words, rest = divmod(int(np.prod(shape)) * dtype.itemsize, 4)
+        rest = int(np.prod(shape)) * dtype.itemsize % 4
         assert not rest, f"a result {shape} of {dtype} is not whole words"
-        as_words = rt.HalBufferView(view.get_buffer(), (words,), int(ELEMENTS["i32"]))
-        return to_host(self.device, as_words, np.int32).view(dtype).reshape(shape)
+        return read_back(self.device, view, dtype)
 
 
 @functools.cache

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from .divergence import Divergence
+from llmir.verify.divergence import Divergence
 
 
 def test_known_distributions_over_several_windows() -> None:
