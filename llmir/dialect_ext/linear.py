@@ -13,7 +13,7 @@ import numpy as np
 
 from llmir.dialect_ext.activations import activations_are_known, only_float32
 from llmir.dialect_ext.base import Array, Attribute, Call, Lowering, Op, Operand
-from llmir.dialect_ext.packed_matmul import packed_lowering, packing_refusal
+from llmir.dialect_ext.packed_matmul import packed_lowerings, packing_refusal
 from llmir.dialect_ext.scalar_rows import emit_scalar_rows
 from llmir.dialect_ext.tiled_rows import Tile, emit_rows, lanes_for, multiply_add
 from llmir.dialect_ext.types import TensorType, is_static
@@ -56,7 +56,7 @@ class Linear(Op):
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
         return (
-            packed_lowering(_packed_supports),
+            *packed_lowerings(_packed_supports),
             Lowering(
                 provider="portable", variant="tiled", supports=_tiled_supports, emit=_emit_tiled
             ),
@@ -70,9 +70,9 @@ class Linear(Op):
 
 
 def _packed_supports(call: Call, target: Target) -> str | None:
-    """Of the C kernels (packed_matmul.py)."""
+    """Of the kernels that read packed weights (packed_matmul.py)."""
     cols = call.type_of("weight").shape[1]
-    return packing_refusal(call, cols, str(call.attrs["activations"]))
+    return packing_refusal(call, target, cols, str(call.attrs["activations"]))
 
 
 def _tiled_supports(call: Call, target: Target) -> str | None:
