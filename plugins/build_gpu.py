@@ -43,6 +43,7 @@ _CXX = (
     # No product and sum become one rounding where the source says two.
     "-ffp-contract=off -Wall -Wextra -Werror -Wno-unused-command-line-argument"
 ).split()
+_EMULATED = ("cc", "-fPIC", "-shared", "-nostdlib", "-fno-sanitize=all")
 _KERNEL = re.compile(r"^KERNEL\((\d+)\)\s+(\w+)\(", re.MULTILINE)
 
 
@@ -122,10 +123,13 @@ def build_hip() -> list[Path]:
 def build_emulated(unit: Unit, output: Path) -> Path:
     """A shared library in which the unit's kernels are functions of this machine: emulated.h."""
     output.parent.mkdir(parents=True, exist_ok=True)
-    # Optimised by halves: whole, the unrolled loops of lanes' fibers take minutes to compile.
-    flags = [f for f in _flags(unit) if f not in ("-O3", "-ffreestanding")]
-    _zig(["cc", *flags, "-O1", "-fPIC", "-shared", unit.source, "emulated.cc", "-o", str(output)])
+    _zig([*_EMULATED, *_flags(unit), "-O1", unit.source, "emulated.cc", "-o", str(output)])
     return output
+
+
+def emulated_digest(unit: Unit) -> str:
+    """Of all that `build_emulated`'s result depends on."""
+    return _digest([*_EMULATED, *_flags(unit)])
 
 
 def kernels_of(unit: Unit) -> dict[str, int]:
@@ -200,7 +204,7 @@ def _build(units, target, compile_unit) -> list[Path]:  # type: ignore[no-untype
 def _digest(command: Sequence[str]) -> str:
     """Of all that an object depends on."""
     digest = hashlib.sha256(repr([metadata.version("ziglang"), *command]).encode())
-    for source in sorted([*SOURCES.glob("*.cu"), *SOURCES.glob("*.h"), Path(__file__)]):
+    for source in sorted([*SOURCES.glob("*.[ch]*"), Path(__file__)]):
         digest.update(source.name.encode() + b"\0" + source.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -209,8 +209,7 @@ INLINE void take_step(const Attention &a, const Tile &tile, const SharedQuery &q
 INLINE State take_chunk(const Attention &a, const Tile &tile, const SharedQuery &query,
                          u32 chunk) {
   State state = nothing();
-  _Pragma("clang loop unroll(disable)") for (u32 at = chunk * kChunk; at < (chunk + 1) * kChunk;
-                                             at += kStep)
+  ROLLED for (u32 at = chunk * kChunk; at < (chunk + 1) * kChunk; at += kStep)
     if (at < tile.to && at + kStep > tile.from) take_step(a, tile, query, at, state);
   UNROLL for (u32 r = 0; r < 2; r++) {
     state.sum[r] += from_lane_xor(state.sum[r], 1);

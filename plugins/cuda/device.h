@@ -19,7 +19,12 @@ typedef u32 u32x4 __attribute__((ext_vector_type(4)));
 typedef float f32x2 __attribute__((ext_vector_type(2)));
 
 #define INLINE static inline __attribute__((always_inline))
+#if defined(__NVPTX__) || defined(__AMDGCN__)
 #define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL
+#endif
+#define ROLLED _Pragma("clang loop unroll(disable)")
 
 constexpr u32 kWarp = 32;
 
