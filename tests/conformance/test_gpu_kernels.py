@@ -143,7 +143,8 @@ def random_packed(name: str, rows: int, cols: int, rng: np.random.Generator) -> 
     return raw.reshape(-1).view(np.int8)
 
 
-TOLERANCE = {"bf16": 1e-5, "f32": 1e-5}
+# Of the largest.  A norm's last bit may take an activation to the other one of two bf16 numbers.
+TOLERANCE = {"bf16": 5e-4, "f32": 1e-5}
 
 
 def check_matmul(matmul: Matmul, tokens: int) -> Array:
