@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: the C kernels are compiled before the package is collected.
+"""What pyproject.toml cannot say: the kernels are compiled before the package is collected.
 
 A step of its own, in front of build_py: the one that build_py would be part of is allowed to
 fail in an editable install.
@@ -11,14 +11,21 @@ from pathlib import Path
 from setuptools import Command, setup
 from setuptools.command.build import build
 
-_spec = importlib.util.spec_from_file_location("plugins_build", Path("plugins", "build.py"))
-plugins_build = sys.modules["plugins_build"] = importlib.util.module_from_spec(_spec)
+
+def plugins_module(name):
+    """A program of plugins/, which is no package, as a module."""
+    path = Path("plugins", f"{name}.py")
+    spec = importlib.util.spec_from_file_location(f"plugins_{name}", path)
+    # By its name too: a dataclass looks there for what its annotations mean.
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 class BuildPlugins(Command):
-    """Compile plugins/cpu into llmir/objects, where build_py and an editable install find them."""
+    """Compile plugins/ into llmir/objects, where build_py and an editable install find them."""
 
-    description = "compile the C kernels"
+    description = "compile the kernels"
     user_options = ()
     editable_mode = False
     build_lib = None
@@ -30,11 +37,14 @@ class BuildPlugins(Command):
         pass
 
     def run(self):
-        _spec.loader.exec_module(plugins_build)
-        plugins_build.build_objects()
+        plugins_module("build").build_objects()
+        gpu = plugins_module("build_gpu")
+        gpu.build_cuda()
+        gpu.build_hip()
 
     def get_source_files(self):
-        return sorted(str(p) for p in Path("plugins").rglob("*") if p.suffix in (".c", ".h", ".py"))
+        kinds = (".c", ".h", ".py", ".cu", ".cc")
+        return sorted(str(p) for p in Path("plugins").rglob("*") if p.suffix in kinds)
 
     def get_outputs(self):
         return []

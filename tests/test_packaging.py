@@ -56,6 +56,13 @@ def source(tmp_path: Path) -> Path:
     shutil.copy(ROOT / "plugins" / "build.py", source / "plugins")
     kernel = "int llmir_test(void);\nint llmir_test(void) { return 1; }\n"
     (source / "plugins" / "cpu" / "llmir_cpu.c").write_text(kernel)
+    (source / "plugins" / "cuda").mkdir()
+    for name in ("rows.cu", "device.h", "group_sum.h", "numbers.h"):
+        shutil.copy(ROOT / "plugins" / "cuda" / name, source / "plugins" / "cuda")
+    program = (ROOT / "plugins" / "build_gpu.py").read_text()
+    only = 'UNITS = (Unit("rows", "rows.cu", for_hip=True),)\n_OTHERS = ('
+    assert program.count("\nUNITS = (") == 1
+    (source / "plugins" / "build_gpu.py").write_text(program.replace("UNITS = (", only, 1))
     return source
 
 
@@ -71,7 +78,11 @@ def build(source: Path, kind: str) -> Path:
     return source.parent / done.stderr.splitlines()[-1]
 
 
-OBJECTS = {f"llmir/objects/cpu/{level.name}/llmir_cpu.o" for level in LEVELS}
+OBJECTS = {f"llmir/objects/cpu/{level.name}/llmir_cpu.o" for level in LEVELS} | {
+    "llmir/objects/cuda/sm_80/rows.ptx",
+    "llmir/objects/hip/gfx942/rows.hsaco",
+    "llmir/objects/hip/gfx1100/rows.hsaco",
+}
 
 
 def test_the_wheel_holds_the_package_and_nothing_else(source: Path) -> None:

@@ -98,6 +98,7 @@ def compile_step(
     for provider in PROVIDERS:
         start = time.perf_counter()
         chosen = "f32" if provider == "portable" else activations
+
         def form(name: str, chosen: str = chosen) -> MatrixForm:
             if chosen == "f32" and weights == "bf16":
                 return MatrixForm(dtype="bf16", activations="f32")
@@ -185,9 +186,7 @@ def cases() -> list[Case]:
             (1, 130), (0,),
         )
     )  # fmt: skip
-    found.append(
-        Case("silu_mul", "silu_mul", [f32(None, 384)] * 2, {}, [x, x[::-1].copy()], 1e-5)
-    )
+    found.append(Case("silu_mul", "silu_mul", [f32(None, 384)] * 2, {}, [x, x[::-1].copy()], 1e-5))
     for q_heads, heads, dim in ((32, 8, 128), (9, 3, 64)):
         found.append(attention_case(q_heads, heads, dim, rng))
     return found
@@ -273,9 +272,7 @@ func.func @main({arguments}) -> ({results}) {{
 }}
 }}"""
     flags = (*target.flags, *lowering.flags(target))
-    iree_compile.to_module(
-        iree_compile.to_stream(text, flags), flags, output / f"{case.name}.vmfb"
-    )
+    iree_compile.to_module(iree_compile.to_stream(text, flags), flags, output / f"{case.name}.vmfb")
     defaults = {a.name: a.default for a in op.attributes if a.default is not None}
     wanted = op.reference(*case.operands, **{**defaults, **case.attrs})
     kept = {f"operand_{i}": a for i, a in enumerate(case.operands) if a is not None}

@@ -275,7 +275,9 @@ def workloads(tiny: bool) -> list[Workload]:
     ]
 
 
-def measure_step(step: Step, work: Workload, limits: dict[str, float], left: float) -> dict[str, Any]:
+def measure_step(
+    step: Step, work: Workload, limits: dict[str, float], left: float
+) -> dict[str, Any]:
     step.start(work.seqs, work.depth + work.tokens)
     tokens = step(work.seqs, work.depth, work.tokens)
     begun = time.perf_counter()
@@ -341,7 +343,12 @@ def torch_limits(results: Results) -> dict[str, float]:
         bf16_TFLOPs=matrix / 1e12,
     )
     # The same shapes: an 8B layer's products and its attention.
-    shapes = {"qkv": (6144, 4096), "o": (4096, 4096), "gate_up": (28672, 4096), "down": (4096, 14336)}
+    shapes = {
+        "qkv": (6144, 4096),
+        "o": (4096, 4096),
+        "gate_up": (28672, 4096),
+        "down": (4096, 14336),
+    }
     for tokens in (1, 32, 2048):
         total = operations = moved = 0.0
         for rows, columns in shapes.values():

@@ -133,9 +133,7 @@ def emit(call: Call, symbol: str, plan: Plan, provider: str) -> str:
 """
 
 
-def _executable(
-    symbol: str, unit: str, plan: Plan, kernels: list[GpuKernel], provider: str
-) -> str:
+def _executable(symbol: str, unit: str, plan: Plan, kernels: list[GpuKernel], provider: str) -> str:
     backend, form, suffix = _FORMATS[provider]
     exports = "".join(
         _export(plan, kernel, ordinal)

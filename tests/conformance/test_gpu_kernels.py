@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from dialect_ext.lowered import from_bf16, to_bf16
 from dialect_ext.ragged import Cache, Heads
-from plugins.gpu import load_build_gpu
+from plugins import gpu
 
-from llmir.dialect_ext.gpu_matmul import PIECES, unit_of
-from llmir.dialect_ext.packed_matmul import rounded
+from llmir.dialect_ext.gpu_matmul import PIECES
 from llmir.dialect_ext.registry import get_op
 from llmir.dialect_ext.types import TensorType
 from llmir.formats import packed
@@ -24,11 +23,6 @@ from llmir.formats import packed
 from .gpu_calls import EmulatedGpu, GpuLowered
 from .lowered_calls import NUMPY, Array
 
-KERNELS = {
-    f"{unit.name}.{name}"
-    for unit in load_build_gpu().UNITS
-    for name in load_build_gpu().kernels_of(unit)
-}
 FORMATS = ("q4_0", "q4_1", "q8_0", "int8", "int4_g32", "int4_g64_zp", "int4_g128", "bf16")
 DYNAMIC = TensorType((None,), "i32")
 
@@ -163,8 +157,10 @@ def test_matmul(name: str, activations: str) -> None:
 
 
 @pytest.mark.targets
-@pytest.mark.parametrize("activations", PIECES)
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize(
+    ("name", "activations"),
+    [*((name, "bf16") for name in FORMATS), ("q4_1", "f32"), ("q8_0", "f32"), ("bf16", "f32")],
+)
 def test_matmul_of_every_format(name: str, activations: str) -> None:
     """The three kernels of each format give a row the same bits; odd tiles, gates, no extras."""
     matmul = Matmul(name, 144 + 16, 384, activations, norm=True, residual=True)
@@ -176,7 +172,7 @@ def test_matmul_of_every_format(name: str, activations: str) -> None:
     for tokens in (2, 20):
         assert gated.run(tokens).tobytes() == y[:tokens].tobytes(), tokens
     plain = Matmul(name, 24, 128, activations, bias=True)
-    assert check_matmul(plain, 1).tobytes() == plain.run(130)[:1].tobytes()
+    assert check_matmul(plain, 1).tobytes() == plain.run(66)[:1].tobytes()
 
 
 def test_gelu_is_a_gate() -> None:
@@ -186,8 +182,6 @@ def test_gelu_is_a_gate() -> None:
 def test_argmax() -> None:
     matmul = Matmul("q4_1", 70, 64, "f32", op="packed_argmax")
     np.testing.assert_array_equal(matmul.run(5), matmul.reference(5))
-    from plugins import gpu
-
     x = np.zeros((5, 700), np.float32)
     x[0, [3, 600]] = 1  # the first of equals
     x[1] = -np.inf
@@ -234,9 +228,7 @@ def test_rope_append(norms: bool) -> None:
     types = [tensor(qkv, dynamic=1), DYNAMIC, tensor(table), DYNAMIC, kv_type, *map(tensor, extra)]
     lowered = GpuLowered(op, types, {"eps": 1e-6})
     y, pages = lowered(machine(), [qkv, positions, table, slots, kv, *extra])
-    wanted_y, wanted = op.reference(
-        qkv, positions, table, slots, from_bf16(kv), *extra, eps=1e-6
-    )
+    wanted_y, wanted = op.reference(qkv, positions, table, slots, from_bf16(kv), *extra, eps=1e-6)
     np.testing.assert_allclose(y, wanted_y, rtol=2e-6, atol=2e-6)
     assert (pages == kv).sum() >= kv.size - tokens * 2 * heads * dim
     np.testing.assert_allclose(from_bf16(pages), wanted, rtol=2**-7)
