@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
+from llmir.artifact import Limits
 from llmir.compiler import build, iree_compile
 from llmir.compiler.activations import AUTO, of_format, role_of
 from llmir.compiler.export import export_step, kv_layout
-from llmir.artifact import Limits
 from llmir.config import ModelSpec
 from llmir.dialect_ext.registry import get_op, lowerings_of, op_names
 from llmir.dialect_ext.types import TensorType

@@ -23,6 +23,7 @@ from typing import Any
 
 import iree.runtime as rt
 import numpy as np
+import torch_side
 
 Array = np.ndarray[Any, Any]
 ELEMENTS = {
@@ -301,93 +302,6 @@ def measure_step(
     return row
 
 
-# -- torch, where it is there ----------------------------------------------------------------------
-
-
-def torch_limits(results: Results) -> dict[str, float]:
-    """Bytes per second of a copy, and operations per second of a bf16 product."""
-    try:
-        import torch
-    except ImportError:
-        results.add("limits", torch="not on this machine: no limits and no shares of them")
-        return {}
-    if not torch.cuda.is_available():
-        results.add("limits", torch="has no GPU here: no limits and no shares of them")
-        return {}
-
-    def timed(call: Callable[[], Any], repeats: int = 10) -> float:
-        for _ in range(3):
-            call()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        for _ in range(repeats):
-            call()
-        end.record()
-        torch.cuda.synchronize()
-        return float(start.elapsed_time(end)) / 1e3 / repeats
-
-    source = torch.empty(4 << 30, dtype=torch.uint8, device="cuda")
-    target = torch.empty_like(source)
-    copy = 2 * source.numel() / timed(lambda: target.copy_(source))
-    words = source.view(torch.int64)
-    read = source.numel() / timed(lambda: torch.sum(words))
-    del source, target, words
-    a, b = (torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    matrix = 2 * 8192**3 / timed(lambda: a @ b)
-    limits = {"bandwidth": max(copy, read), "matrix": matrix}
-    results.add(
-        "limits",
-        device=torch.cuda.get_device_name(),
-        copy_GBs=copy / 1e9,
-        read_GBs=read / 1e9,
-        bf16_TFLOPs=matrix / 1e12,
-    )
-    # The same shapes: an 8B layer's products and its attention.
-    shapes = {
-        "qkv": (6144, 4096),
-        "o": (4096, 4096),
-        "gate_up": (28672, 4096),
-        "down": (4096, 14336),
-    }
-    for tokens in (1, 32, 2048):
-        total = operations = moved = 0.0
-        for rows, columns in shapes.values():
-            copies = max(1, (256 << 20) // (rows * columns * 2))  # more than the cache holds
-            weights = [
-                torch.randn(rows, columns, device="cuda", dtype=torch.bfloat16)
-                for _ in range(copies)
-            ]
-            x = torch.randn(tokens, columns, device="cuda", dtype=torch.bfloat16)
-
-            def products(x: Any = x, weights: Any = weights) -> None:
-                for w in weights:
-                    torch.nn.functional.linear(x, w)
-
-            total += timed(products) / copies
-            operations += 2 * rows * columns * tokens
-            moved += rows * columns * 2
-        results.add(
-            f"torch cuBLAS bf16, a layer's products, {tokens} tokens",
-            ms=1e3 * total,
-            TFLOPs=operations / total / 1e12,
-            share_of_bandwidth=moved / total / limits["bandwidth"],
-            share_of_matrix_rate=operations / total / limits["matrix"],
-        )
-    for name, batch, asked, keys in (("decode b32", 32, 1, 1024), ("prefill", 1, 2048, 2048)):
-        q = torch.randn(batch, 32, asked, 128, device="cuda", dtype=torch.bfloat16)
-        k, v = (torch.randn(batch, 8, keys, 128, device="cuda", dtype=torch.bfloat16) for _ in "kv")
-
-        def attend(q: Any = q, k: Any = k, v: Any = v, causal: bool = asked > 1) -> Any:
-            return torch.nn.functional.scaled_dot_product_attention(
-                q, k, v, is_causal=causal, enable_gqa=True
-            )
-
-        results.add(f"torch SDPA {name}", ms=1e3 * timed(attend))
-    del q, k, v, a, b
-    torch.cuda.empty_cache()
-    return limits
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Measure compiled modules on this device.")
     parser.add_argument("directory", type=Path)
@@ -400,7 +314,7 @@ def main() -> int:
         "run", date=time.strftime("%Y-%m-%d"), host=platform.platform(), device=options.device,
         iree=rt.version.VERSION if hasattr(rt, "version") else "unknown",
     )  # fmt: skip
-    limits = torch_limits(results)
+    limits = torch_side.measure(results.add)
     device, instance = rt.get_device(options.device), rt.VmInstance()
     failed = 0
     for path in sorted((options.directory / "ops").glob("*.vmfb")):

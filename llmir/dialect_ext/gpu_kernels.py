@@ -87,7 +87,8 @@ def needs_gpu(provider: str, target: Target) -> str | None:
 def flags(provider: str, target: Target) -> tuple[str, ...]:
     """The iree-compile flags with which the target's kernels are found.
 
-    The path is relative, as of cpu_levels.object_flags.  Raises CompileError if they were not built.
+    The path is relative, as of cpu_levels.object_flags.  Raises CompileError if they are not
+    built.
     """
     directory = "cuda" if provider == CUDA else "hip"
     arch = _ARCH if provider == CUDA else target.arch

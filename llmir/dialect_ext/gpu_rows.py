@@ -56,7 +56,7 @@ def _gated_mul_plan(call: Call, kind: int) -> Plan:
     )
     return Plan(
         tensors={"gate": rows, "up": rows, "y": rows},
-        dims={name: ("R", "F") for name in ("gate", "up", "y")},
+        dims=dict.fromkeys(("gate", "up", "y"), ("R", "F")),
         sizes={"R": ("gate", 0), "F": ("gate", 1)},
         kernels=(kernel,),
         results=("y",),

@@ -3,9 +3,9 @@
     llm.quantized_matmul, llm.linear        →  llm.packed_matmul
     llm.quantized_embedding, llm.embedding  →  llm.packed_embedding
 
-where select-providers noted a provider of such kernels (packed_matmul.PACKERS).  The weight of a matrix, or its planes
-(quants, scales, mins), give way to one parameter in the layout that the kernels stream; their
-globals go when nobody reads them any more.
+where select-providers noted a provider of such kernels (packed_matmul.PACKERS).  The weight of a
+matrix, or its planes (quants, scales, mins), give way to one parameter in the layout that the
+kernels stream; their globals go when nobody reads them any more.
 """
 
 from __future__ import annotations

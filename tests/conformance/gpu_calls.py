@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 from iree.compiler import ir
-from plugins import gpu
 
 from llmir.dialect_ext.gpu_kernels import CUDA
 from llmir.dialect_ext.registry import lowerings_of
 from llmir.dialect_ext.types import TensorType
 from llmir.passes.ir import parse_module, walk
+from plugins import gpu
 
 from .lowered_calls import NUMPY, Array, Lowered, _evaluate, _symbol
 from .native import Guarded

@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from dialect_ext.lowered import from_bf16, to_bf16
 from dialect_ext.ragged import Cache, Heads
-from plugins import gpu
 
 from llmir.dialect_ext.gpu_matmul import PIECES
 from llmir.dialect_ext.registry import get_op
 from llmir.dialect_ext.types import TensorType
 from llmir.formats import packed
+from plugins import gpu
 
 from .gpu_calls import EmulatedGpu, GpuLowered
 from .lowered_calls import NUMPY, Array

@@ -13,7 +13,7 @@ from plugins.gpu import ROOT, load_build_gpu
 
 from llmir.compiler.iree_compile import to_module, to_stream
 from llmir.dialect_ext import gpu_kernels
-from llmir.dialect_ext.gpu_kernels import CUDA, HIP, GPU_PROVIDERS
+from llmir.dialect_ext.gpu_kernels import CUDA, GPU_PROVIDERS, HIP
 from llmir.dialect_ext.gpu_matmul import unit_of
 from llmir.dialect_ext.registry import get_op, lowerings_of, op_names
 from llmir.dialect_ext.types import TensorType
