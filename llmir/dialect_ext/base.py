@@ -116,6 +116,8 @@ class Lowering:
     pages:     how it orders the elements of a KV page, where it reads or writes any; the page
                ops of a model must agree.  "rows": as the tensor's type says
     plan:      the C kernels that it calls, a c_kernels.Plan, where it does nothing else
+    kinds:     the kinds of targets that its provider is for at all, () where `supports` says: for
+               others it is passed over without a word, unless a priority names it
     """
 
     provider: str
@@ -125,6 +127,7 @@ class Lowering:
     flags: Callable[[Target], tuple[str, ...]] = lambda target: ()
     pages: str = "rows"
     plan: Callable[[Call], Any] | None = None
+    kinds: tuple[str, ...] = ()
 
 
 def everywhere(call: Call, target: Target) -> str | None:

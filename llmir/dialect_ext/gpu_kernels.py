@@ -33,6 +33,9 @@ from llmir.targets import Target
 
 CUDA, HIP = "cuda_ptx", "hip"
 GPU_PROVIDERS = (CUDA, HIP)
+KINDS = {CUDA: ("cuda",), HIP: ("rocm",)}
+"""What kinds of targets each is for."""
+
 _ARCH = "sm_80"  # as in plugins/build_gpu.py: newer GPUs' drivers compile its PTX
 _HIP_ARCHES = ("gfx942", "gfx1100")
 _FORMATS = {CUDA: ("cuda", "cuda-nvptx-fb", "ptx"), HIP: ("rocm", "rocm-hsaco-fb", "hsaco")}
@@ -68,6 +71,7 @@ def gpu_lowerings(
             supports=lambda call, target: needs_gpu(provider, target) or supports(call, target),
             emit=lambda call, symbol: emit(call, symbol, plan(call), provider),
             flags=lambda target: flags(provider, target),
+            kinds=KINDS[provider],
         )
 
     return tuple(map(of, providers))

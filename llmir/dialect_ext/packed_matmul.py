@@ -24,7 +24,7 @@ from llmir.dialect_ext.base import Array, Attribute, Call, Lowering, Op, Operand
 from llmir.dialect_ext.c_kernels import PROVIDER, kernel_lowering, needs_kernels
 from llmir.dialect_ext.c_matmul import PLANES, argmax_plan, embedding_plan, matmul_plan, top_plan
 from llmir.dialect_ext.gated_mul import GATES
-from llmir.dialect_ext.gpu_kernels import CUDA, needs_gpu
+from llmir.dialect_ext.gpu_kernels import CUDA, KINDS, needs_gpu
 from llmir.dialect_ext.gpu_matmul import (
     argmax_lowerings,
     embedding_lowerings,
@@ -301,6 +301,7 @@ def packed_lowerings(supports: Callable[[Call, Target], str | None]) -> tuple[Lo
             provider=CUDA,
             supports=lambda call, target: needs_gpu(CUDA, target) or supports(call, target),
             emit=emit,
+            kinds=KINDS[CUDA],
         ),
     )
 
