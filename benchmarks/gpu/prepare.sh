@@ -4,7 +4,7 @@
 #   benchmarks/gpu/prepare.sh [DIRECTORY]        default: .gpu-run, which git ignores
 #
 # DIRECTORY gets modules without weights, single ops with operands and results, and the wheel of
-# IREE's runtime for Python 3.12: some 50 MB (it fails beyond 64 MiB).  Copy it with the repository
+# IREE's runtime for Python 3.12: some 35 MB (it fails beyond 64 MiB).  Copy it with the repository
 # and run benchmarks/gpu/run.sh there.  TARGET and TINY=1 are for trying the run without a GPU:
 #
 #   TARGET=cpu TINY=1 benchmarks/gpu/prepare.sh .gpu-try && benchmarks/gpu/run.sh .gpu-try local-task
