@@ -1,7 +1,7 @@
 # One word each; every target works on a bare Debian machine: tools/setup.sh installs what it
 # needs, once, into .venv.  To have a smaller torch than the default, set PIP_EXTRA_INDEX_URL
 # to an index with one.
-.PHONY: help run plugins test test-targets test-serving lint bench clean
+.PHONY: help run plugins plugins-cuda plugins-hip test test-targets test-serving lint bench clean
 .DEFAULT_GOAL := help
 .SUFFIXES:
 
@@ -16,7 +16,9 @@ export LLMIR_CACHE := $(CURDIR)/.cache/llmir
 
 help:
 	@echo 'make run           fetch the demo model, compile it, ask it: $(QUESTION)'
-	@echo 'make plugins       compile the kernels again, those that changed'
+	@echo 'make plugins       compile the kernels again, those that changed: C, Vulkan, CUDA, HIP'
+	@echo 'make plugins-cuda  those of CUDA, and assemble them with ptxas: registers and spills'
+	@echo 'make plugins-hip   those of HIP'
 	@echo 'make test          all tests but those of the next two'
 	@echo 'make test-targets  the slow compiles, for every target'
 	@echo 'make test-serving  servers under load and long random runs'
@@ -36,6 +38,14 @@ plugins:
 	@tools/setup.sh plugins glslang
 	@$(bin)/python plugins/build.py
 
+plugins-cuda:
+	@tools/setup.sh plugins ptxas
+	@$(bin)/python plugins/build_gpu.py cuda --check .cache/ptxas/bin/ptxas
+
+plugins-hip:
+	@tools/setup.sh plugins
+	@$(bin)/python plugins/build_gpu.py hip
+
 # The demo model is compiled before the tests, so that two workers do not both compile it.
 test:
 	@tools/setup.sh dev vulkan qemu glslang
@@ -45,7 +55,7 @@ test:
 	$(bin)/pytest -m 'not targets and not serving' -n $(JOBS) --dist worksteal
 
 test-targets:
-	@tools/setup.sh dev vulkan qemu glslang
+	@tools/setup.sh dev vulkan qemu glslang ptxas
 	@$(bin)/python plugins/build.py
 	@$(bin)/python tools/fetch_demo.py >/dev/null
 	$(bin)/pytest -m targets -n $(JOBS) --dist worksteal

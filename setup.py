@@ -12,10 +12,11 @@ from setuptools import Command, setup
 from setuptools.command.build import build
 
 
-def _plugins_module(name):
-    """A module of plugins/, which is no package."""
+def plugins_module(name):
+    """A program of plugins/, which is no package, as a module."""
     path = Path("plugins", f"{name}.py")
     spec = importlib.util.spec_from_file_location(f"plugins_{name}", path)
+    # By its name too: a dataclass looks there for what its annotations mean.
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -39,16 +40,19 @@ class BuildPlugins(Command):
         pass
 
     def run(self):
-        _plugins_module("build").build_objects()
-        vulkan = _plugins_module("build_vulkan")
+        plugins_module("build").build_objects()
+        vulkan = plugins_module("build_vulkan")
         if reason := vulkan.missing_tool():
             self.warn(f"left out: {reason}")
         else:
             vulkan.build_modules()
+        gpu = plugins_module("build_gpu")
+        gpu.build_cuda()
+        gpu.build_hip()
 
     def get_source_files(self):
-        sources = (".c", ".h", ".py", ".comp", ".glsl")
-        return sorted(str(p) for p in Path("plugins").rglob("*") if p.suffix in sources)
+        kinds = (".c", ".h", ".py", ".comp", ".glsl", ".cu", ".cc")
+        return sorted(str(p) for p in Path("plugins").rglob("*") if p.suffix in kinds)
 
     def get_outputs(self):
         return []

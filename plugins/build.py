@@ -197,12 +197,14 @@ def main() -> int:
 
 def _build_others() -> int:
     """The kernels of other targets; what cannot be built here is named and left out."""
-    import build_vulkan  # beside this file, which is where a script finds modules
+    import build_gpu  # beside this file, which is where a script finds modules
+    import build_vulkan
 
     if reason := build_vulkan.missing_tool():
         print(f"left out: {reason}", file=sys.stderr)
-        return 0
-    return build_vulkan.main()
+    elif failed := build_vulkan.main():
+        return failed
+    return build_gpu.main([])
 
 
 if __name__ == "__main__":

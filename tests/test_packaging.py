@@ -60,6 +60,13 @@ def source(tmp_path: Path) -> Path:
     (source / "plugins" / "cpu" / "llmir_cpu.c").write_text(kernel)
     shader = "#version 450\nvoid main() {}\n"
     (source / "plugins" / "vulkan" / "small.comp").write_text(shader)
+    (source / "plugins" / "cuda").mkdir()
+    for name in ("rows.cu", "device.h", "group_sum.h", "numbers.h"):
+        shutil.copy(ROOT / "plugins" / "cuda" / name, source / "plugins" / "cuda")
+    program = (ROOT / "plugins" / "build_gpu.py").read_text()
+    only = 'UNITS = (Unit("rows", "rows.cu", for_hip=True),)\n_OTHERS = ('
+    assert program.count("\nUNITS = (") == 1
+    (source / "plugins" / "build_gpu.py").write_text(program.replace("UNITS = (", only, 1))
     return source
 
 
@@ -78,6 +85,9 @@ def build(source: Path, kind: str) -> Path:
 OBJECTS = {
     *(f"llmir/objects/cpu/{level.name}/llmir_cpu.o" for level in LEVELS),
     "llmir/objects/vulkan/small.spv",
+    "llmir/objects/cuda/sm_80/rows.ptx",
+    "llmir/objects/hip/gfx942/rows.hsaco",
+    "llmir/objects/hip/gfx1100/rows.hsaco",
 }
 
 

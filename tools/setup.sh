@@ -5,14 +5,16 @@
 #   tools/setup.sh dev vulkan qemu    what the tests need; Mesa's Vulkan device in software;
 #                                     and qemu, which runs the kernels for 64-bit Arm
 #   tools/setup.sh glslang            the compiler of the Vulkan kernels, and SPIR-V's validator
+#   tools/setup.sh ptxas              NVIDIA's assembler (PyPI, 40 MB), which checks the GPU kernels
 #   tools/setup.sh chromium           the browser that the server's page is tested in
 #
-# An argument is an extra of pyproject.toml, "vulkan", "qemu", "glslang" or "chromium".  An extra is
-# installed again when pyproject.toml changes.  PYTHON names another interpreter than python3.
+# An argument is an extra of pyproject.toml, "vulkan", "qemu", "glslang", "ptxas" or "chromium".  An
+# extra is installed again when pyproject.toml changes.  PYTHON names another interpreter than python3.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}
 venv=.venv
+ptxas_wheel=nvidia-cuda-nvcc-cu12==12.9.86
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 say() { printf 'setup: %s\n' "$*" >&2; }
@@ -73,6 +75,33 @@ install_glslang() {
     apt_install "the Vulkan kernels are compiled with glslang" glslang-tools spirv-tools
 }
 
+# Of the wheel, whose other 60 MB are a compiler that nothing here uses, the assembler alone.
+install_ptxas() {
+  local into=.cache/ptxas wheels
+  [ ! -x $into/bin/ptxas ] || return 0
+  case $(uname -sm) in
+    'Linux x86_64' | 'Linux aarch64') ;;
+    *) die "PyPI has no ptxas for $(uname -sm): the PTX is checked on Linux" ;;
+  esac
+  make_venv
+  say "downloading $ptxas_wheel, for ptxas"
+  wheels=$(mktemp -d)
+  $venv/bin/python -m pip download -q --no-deps --only-binary=:all: -d "$wheels" "$ptxas_wheel"
+  mkdir -p $into/bin
+  $venv/bin/python - "$wheels" $into/bin/ptxas <<'EOF'
+import pathlib, sys, zipfile
+(wheel,) = pathlib.Path(sys.argv[1]).glob("*.whl")
+with zipfile.ZipFile(wheel) as archive:
+    data = archive.read("nvidia/cuda_nvcc/bin/ptxas")
+target = pathlib.Path(sys.argv[2])
+partial = target.with_suffix(".partial")
+partial.write_bytes(data)
+partial.chmod(0o755)
+partial.replace(target)
+EOF
+  rm -rf "$wheels"
+}
+
 install_chromium() {
   command -v chromium >/dev/null || command -v google-chrome >/dev/null ||
     apt_install "the server's page is tested in a browser" chromium
@@ -83,6 +112,7 @@ for what in "$@"; do
     vulkan) install_vulkan ;;
     qemu) install_qemu ;;
     glslang) install_glslang ;;
+    ptxas) install_ptxas ;;
     chromium) install_chromium ;;
     *)
       make_venv

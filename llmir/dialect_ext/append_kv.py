@@ -24,6 +24,7 @@ from __future__ import annotations
 
 from llmir.dialect_ext.base import Array, Call, Lowering, Op, Operand
 from llmir.dialect_ext.c_pages import append_lowering
+from llmir.dialect_ext.gpu_pages import append_lowerings
 from llmir.dialect_ext.kv_bytes import int8_scale, narrow_fp8, narrow_int8
 from llmir.dialect_ext.kv_formats import (
     KV_OPERAND,
@@ -69,6 +70,7 @@ class AppendKv(Op):
     def lowerings(self) -> tuple[Lowering, ...]:
         return (
             append_lowering(),
+            *append_lowerings(),
             Lowering(provider="portable", variant="rows", supports=cpu_only, emit=_emit_rows),
             Lowering(
                 provider="portable", variant="scatter", supports=not_f16_on_vulkan,

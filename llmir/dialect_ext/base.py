@@ -118,6 +118,8 @@ class Lowering:
     plan:      the C kernels that it calls, a c_kernels.Plan, where it does nothing else
     rewritten_by:  the pass that makes calls of another op of those that chose it; it emits
                nothing then
+    kinds:     the kinds of targets that its provider is for at all, () where `supports` says: for
+               others it is passed over without a word, unless a priority names it
     """
 
     provider: str
@@ -128,6 +130,7 @@ class Lowering:
     pages: str = "rows"
     plan: Callable[[Call], Any] | None = None
     rewritten_by: str = ""
+    kinds: tuple[str, ...] = ()
 
 
 def everywhere(call: Call, target: Target) -> str | None:

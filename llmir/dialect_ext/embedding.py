@@ -22,7 +22,7 @@ from llmir.dialect_ext.base import (
     Operand,
     literal,
 )
-from llmir.dialect_ext.packed_matmul import packed_lowering, packing_refusal
+from llmir.dialect_ext.packed_matmul import packed_lowerings, packing_refusal
 from llmir.dialect_ext.types import TensorType, is_static
 from llmir.dialect_ext.whole_words import ends_within_a_word
 from llmir.formats.base import GroupQuantized, QuantLayout
@@ -53,7 +53,7 @@ class Embedding(Op):
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
         return (
-            packed_lowering(_packed_supports),
+            *packed_lowerings(_packed_supports),
             Lowering(provider="portable", supports=_float_tables, emit=_emit_float),
         )
 
@@ -123,17 +123,17 @@ class QuantizedEmbedding(Op):
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
         return (
-            packed_lowering(_packed_supports),
+            *packed_lowerings(_packed_supports),
             Lowering(provider="portable", supports=_quantized_tables, emit=_emit_quantized),
         )
 
 
 def _packed_supports(call: Call, target: Target) -> str | None:
-    """Of the C kernels (packed_matmul.py)."""
+    """Of the kernels that read packed weights (packed_matmul.py)."""
     table = call.operands[1]
     if table is not None and not is_static(table.shape[0]):
         return f"V must be static, got table {table}"
-    return packing_refusal(call, call.results[0].shape[1])
+    return packing_refusal(call, target, call.results[0].shape[1])
 
 
 def _float_tables(call: Call, target: Target) -> str | None:

@@ -18,6 +18,7 @@ import numpy as np
 
 from llmir.dialect_ext.base import Array, Call, Lowering, Op, Operand, everywhere, literal
 from llmir.dialect_ext.elementwise import emit_elementwise
+from llmir.dialect_ext.gpu_rows import gated_mul_lowerings
 from llmir.dialect_ext.types import TensorType
 
 _GELU_A = 2 * math.sqrt(2 / math.pi)
@@ -67,7 +68,10 @@ class SiluMul(GatedMul):
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
-        return (_portable("    %neg = arith.negf %left : f32"),)
+        return (
+            *gated_mul_lowerings(self.activation),
+            _portable("    %neg = arith.negf %left : f32"),
+        )
 
 
 class GeluMul(GatedMul):
@@ -80,6 +84,7 @@ class GeluMul(GatedMul):
     def lowerings(self) -> tuple[Lowering, ...]:
         # A square that overflows is infinite, of the sign that it should have.
         return (
+            *gated_mul_lowerings(self.activation),
             _portable(f"""    %a = arith.constant {literal(-_GELU_A)} : f32
     %b = arith.constant {literal(-_GELU_B)} : f32
     %square = arith.mulf %left, %left : f32

@@ -13,7 +13,7 @@ import numpy as np
 
 from llmir.dialect_ext.activations import activations_are_known, only_float32
 from llmir.dialect_ext.base import Array, Attribute, Call, Lowering, Op, Operand
-from llmir.dialect_ext.packed_matmul import packed_lowering, packing_refusal
+from llmir.dialect_ext.packed_matmul import packed_lowerings, packing_refusal
 from llmir.dialect_ext.scalar_rows import emit_scalar_rows
 from llmir.dialect_ext.spirv_matmul import linear_lowering
 from llmir.dialect_ext.tiled_rows import Tile, emit_rows, lanes_for, multiply_add
@@ -58,7 +58,7 @@ class Linear(Op):
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
         return (
-            packed_lowering(_packed_supports),
+            *packed_lowerings(_packed_supports),
             linear_lowering(),
             Lowering(
                 provider="portable", variant="tiled", supports=_tiled_supports, emit=_emit_tiled
@@ -73,9 +73,9 @@ class Linear(Op):
 
 
 def _packed_supports(call: Call, target: Target) -> str | None:
-    """Of the C kernels (packed_matmul.py)."""
+    """Of the kernels that read packed weights (packed_matmul.py)."""
     cols = call.type_of("weight").shape[1]
-    return packing_refusal(call, cols, str(call.attrs["activations"]))
+    return packing_refusal(call, target, cols, str(call.attrs["activations"]))
 
 
 def _tiled_supports(call: Call, target: Target) -> str | None:

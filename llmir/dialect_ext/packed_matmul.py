@@ -24,6 +24,13 @@ from llmir.dialect_ext.base import Array, Attribute, Call, Lowering, Op, Operand
 from llmir.dialect_ext.c_kernels import PROVIDER, kernel_lowering, needs_kernels
 from llmir.dialect_ext.c_matmul import PLANES, argmax_plan, embedding_plan, matmul_plan, top_plan
 from llmir.dialect_ext.gated_mul import GATES
+from llmir.dialect_ext.gpu_kernels import CUDA, KINDS, needs_gpu
+from llmir.dialect_ext.gpu_matmul import (
+    argmax_lowerings,
+    embedding_lowerings,
+    gpu_activations_of,
+    matmul_lowerings,
+)
 from llmir.dialect_ext.topk import Topk, k_fits, topk_types
 from llmir.dialect_ext.types import TensorType, is_static
 from llmir.errors import CompileError
@@ -137,7 +144,7 @@ class PackedMatmul(Op):
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
-        return (kernel_lowering(matmul_plan, _matmul_supports),)
+        return (kernel_lowering(matmul_plan, _matmul_supports), *matmul_lowerings())
 
 
 class PackedArgmax(Op):
@@ -169,7 +176,7 @@ class PackedArgmax(Op):
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
-        return (kernel_lowering(argmax_plan, _matmul_supports),)
+        return (kernel_lowering(argmax_plan, _matmul_supports), *argmax_lowerings())
 
 
 class PackedTopk(Op):
@@ -234,7 +241,10 @@ class PackedEmbedding(Op):
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
-        return (kernel_lowering(embedding_plan, lambda call, target: needs_kernels(target)),)
+        return (
+            kernel_lowering(embedding_plan, lambda call, target: needs_kernels(target)),
+            *embedding_lowerings(),
+        )
 
 
 def packed_format(call: Call, cols: int) -> str | None:
@@ -248,8 +258,14 @@ def packed_format(call: Call, cols: int) -> str | None:
     return packed.format_of(str(call.attrs["format"]), layout, cols)
 
 
-def packing_refusal(call: Call, cols: int, activations: str | None = None) -> str | None:
-    """Why the weight of a call cannot be packed, None if it can.
+PACKERS = {PROVIDER: activations_of, CUDA: gpu_activations_of}
+"""The providers that read packed weights → the precisions that they have for a format."""
+
+
+def packing_refusal(
+    call: Call, target: Target, cols: int, activations: str | None = None
+) -> str | None:
+    """Why the weight of a call cannot be packed for a target, None if it can.
 
     activations: what the call's attribute of that name says, if it has one
     """
@@ -258,26 +274,37 @@ def packing_refusal(call: Call, cols: int, activations: str | None = None) -> st
         return f"no packed layout for {call.attrs['format'] or 'planes of no named format'}"
     if cols % packed.BLOCK:
         return f"K = {cols} is not a multiple of {packed.BLOCK}"
-    there = activations_of(format_name)
+    there = PACKERS[CUDA if target.kind == "cuda" else PROVIDER](format_name)
+    if not there:
+        return f"no kernels for {format_name}"
     if activations is not None and not set(there) & set(allowed(activations)):
         return f"activations are {' or '.join(there)} here, not {activations}"
     return None
 
 
-def packed_lowering(supports: Callable[[Call, Target], str | None]) -> Lowering:
-    """The C kernels' lowering of an op that reads a weight: pack-weights makes it a packed one.
+def packed_lowerings(supports: Callable[[Call, Target], str | None]) -> tuple[Lowering, ...]:
+    """The kernels' lowerings of an op that reads a weight: pack-weights makes it a packed one.
 
     supports: asked for targets that have kernels.
     """
 
     def emit(call: Call, symbol: str) -> str:
-        raise CompileError(f"llm.{call.op.name} of {PROVIDER} is for pack-weights; run it first")
+        raise CompileError(f"llm.{call.op.name} of kernels is for pack-weights; run it first")
 
-    return Lowering(
-        provider=PROVIDER,
-        supports=lambda call, target: needs_kernels(target) or supports(call, target),
-        emit=emit,
-        rewritten_by="pack-weights",
+    return (
+        Lowering(
+            provider=PROVIDER,
+            supports=lambda call, target: needs_kernels(target) or supports(call, target),
+            emit=emit,
+            rewritten_by="pack-weights",
+        ),
+        Lowering(
+            provider=CUDA,
+            supports=lambda call, target: needs_gpu(CUDA, target) or supports(call, target),
+            emit=emit,
+            kinds=KINDS[CUDA],
+            rewritten_by="pack-weights",
+        ),
     )
 
 

@@ -33,6 +33,7 @@ from llmir.dialect_ext.base import (
     Operand,
 )
 from llmir.dialect_ext.c_pages import attention_lowering
+from llmir.dialect_ext.gpu_pages import attention_lowerings
 from llmir.dialect_ext.kv_formats import KV_OPERAND, check_kv, read
 from llmir.dialect_ext.paged_attention_loops import emit_loops
 from llmir.dialect_ext.paged_attention_vectors import emit_vectors
@@ -131,6 +132,7 @@ class PagedAttention(Op):
         return (
             attention_lowering(),
             spirv_lowering(),
+            *attention_lowerings(),
             Lowering(provider="portable", variant="vectors", supports=cpu_only, emit=emit_vectors),
             Lowering(
                 provider="portable", variant="loops", supports=not_f16_on_vulkan, emit=emit_loops

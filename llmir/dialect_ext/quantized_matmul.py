@@ -25,7 +25,7 @@ from llmir.dialect_ext.base import (
     Op,
     Operand,
 )
-from llmir.dialect_ext.packed_matmul import packed_lowering, packing_refusal
+from llmir.dialect_ext.packed_matmul import packed_lowerings, packing_refusal
 from llmir.dialect_ext.scalar_rows import emit_scalar_rows
 from llmir.dialect_ext.spirv_matmul import quantized_matmul_lowering
 from llmir.dialect_ext.tiled_rows import Tile, emit_rows, lanes_for, multiply_add
@@ -114,7 +114,7 @@ class QuantizedMatmul(Op):
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
         return (
-            packed_lowering(_packed_supports),
+            *packed_lowerings(_packed_supports),
             quantized_matmul_lowering(),
             Lowering(
                 provider="portable", variant="tiled", supports=_tiled_supports, emit=_emit_tiled
@@ -126,10 +126,10 @@ class QuantizedMatmul(Op):
 
 
 def _packed_supports(call: Call, target: Target) -> str | None:
-    """Of the C kernels (packed_matmul.py)."""
+    """Of the kernels that read packed weights (packed_matmul.py)."""
     quants, x = call.type_of("quants"), call.type_of("x")
     cols = quants.shape[1] * int(call.attrs["group_size"])
-    if reason := packing_refusal(call, cols, str(call.attrs["activations"])):
+    if reason := packing_refusal(call, target, cols, str(call.attrs["activations"])):
         return reason
     return None if is_static(x.shape[1]) else f"K must be static, got {x}"
 

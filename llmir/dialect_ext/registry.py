@@ -112,6 +112,8 @@ def choose(
     if call.op.name in priority:
         order = priority[call.op.name]
         candidates = tuple(x for p in order for x in candidates if x.provider == p)
+    else:
+        candidates = tuple(x for x in candidates if not x.kinds or target.kind in x.kinds)
     refused: list[str] = []
     for lowering in candidates:
         reason = lowering.supports(call, target)

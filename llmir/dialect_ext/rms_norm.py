@@ -19,6 +19,7 @@ from llmir.dialect_ext.base import (
     everywhere,
     literal,
 )
+from llmir.dialect_ext.gpu_rows import rms_norm_lowerings
 from llmir.dialect_ext.types import TensorType, is_static
 
 
@@ -48,7 +49,10 @@ class RmsNorm(Op):
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
-        return (Lowering(provider="portable", supports=everywhere, emit=_emit),)
+        return (
+            *rms_norm_lowerings(),
+            Lowering(provider="portable", supports=everywhere, emit=_emit),
+        )
 
 
 def _emit(call: Call, symbol: str) -> str:

@@ -17,6 +17,7 @@ from llmir.dialect_ext.append_kv import AppendKv
 from llmir.dialect_ext.base import Array, Attribute, Call, Lowering, Op, Operand
 from llmir.dialect_ext.c_kernels import CKernel, Count, Id, Plan, kernel_lowering, shares
 from llmir.dialect_ext.c_pages import PAGES, pages_supports
+from llmir.dialect_ext.gpu_pages import rope_append_lowerings
 from llmir.dialect_ext.kv_formats import KV_OPERAND, check_kv, kv_pages
 from llmir.dialect_ext.rope import Rope
 from llmir.dialect_ext.types import TensorType, is_static
@@ -90,7 +91,7 @@ class RopeAppend(Op):
 
     @property
     def lowerings(self) -> tuple[Lowering, ...]:
-        return (kernel_lowering(_plan, pages_supports, PAGES),)
+        return (kernel_lowering(_plan, pages_supports, PAGES), *rope_append_lowerings())
 
 
 def _plan(call: Call) -> Plan:

@@ -98,6 +98,7 @@ def spirv_lowering(
         provider=PROVIDER,
         supports=supports,
         emit=lambda call, symbol: emit(call, symbol, plan(call)),
+        kinds=("vulkan",),
     )
 
 

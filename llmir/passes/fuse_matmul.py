@@ -17,9 +17,9 @@ from typing import ClassVar
 
 from iree.compiler import ir
 
-from llmir.dialect_ext.c_kernels import PROVIDER
 from llmir.dialect_ext.gated_mul import GatedMul
-from llmir.dialect_ext.registry import get_op
+from llmir.dialect_ext.packed_matmul import PACKERS
+from llmir.dialect_ext.registry import get_op, lowerings_of
 from llmir.passes.base import Pass
 from llmir.passes.ir import (
     Matched,
@@ -49,7 +49,7 @@ class FuseMatmul(Pass):
 
 def _is_ours(operation: ir.Operation) -> bool:
     """Whether no third party's lowering was chosen for an op."""
-    return text_attribute(operation, "llm.provider") in (None, "", "portable", PROVIDER)
+    return text_attribute(operation, "llm.provider") in (None, "", "portable", *PACKERS)
 
 
 def _take_norm(module: ir.Module, operation: ir.Operation) -> None:
@@ -128,6 +128,9 @@ def _choose_best(module: ir.Module, operation: ir.Operation) -> None:
     if matmul.attrs["gated"] or matmul.values["residual"] is not None:
         return
     op = get_op(f"packed_{name}")
+    provider = text_attribute(matmul.operation, "llm.provider")
+    if not any(x.provider == provider for x in lowerings_of(op.name)):
+        return
     attrs = {**matmul.attrs, **call_of(operation).attrs}
     with ir.InsertionPoint(operation):
         made = create_llm_op(

@@ -14,7 +14,7 @@ from typing import ClassVar
 
 from iree.compiler import ir
 
-from llmir.dialect_ext.c_kernels import PROVIDER
+from llmir.dialect_ext.packed_matmul import PACKERS
 from llmir.dialect_ext.registry import get_op
 from llmir.passes.base import Pass
 from llmir.passes.fuse_matmul import concatenated
@@ -40,7 +40,7 @@ class FuseRopeAppend(Pass):
         with module.context, ir.Location.unknown():
             for operation in llm_ops(module):
                 is_append = operation.name == "llm.append_kv"
-                if is_append and text_attribute(operation, "llm.provider") == PROVIDER:
+                if is_append and text_attribute(operation, "llm.provider") in PACKERS:
                     _fuse(module, operation)
 
 
@@ -111,7 +111,7 @@ def _fuse(module: ir.Module, operation: ir.Operation) -> None:
             ],
             {"eps": norm.attrs["eps"] if norm else 0.0},
         )
-    made.attributes["llm.provider"] = ir.StringAttr.get(PROVIDER)
+    made.attributes["llm.provider"] = append.operation.attributes["llm.provider"]
     q.rope.operation.results[0].replace_all_uses_with(made.results[0])
     operation.results[0].replace_all_uses_with(made.results[1])
     left = [append.values["k"], append.values["v"], q.rope.operation.results[0]]

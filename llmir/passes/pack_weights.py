@@ -1,11 +1,11 @@
-"""pack-weights: matmuls and tables that C kernels compute read a packed weight.
+"""pack-weights: matmuls and tables that kernels compute read a packed weight.
 
     llm.quantized_matmul, llm.linear        →  llm.packed_matmul
     llm.quantized_embedding, llm.embedding  →  llm.packed_embedding
 
-where select-providers noted the provider cpu_c.  The weight of a matrix, or its planes
-(quants, scales, mins), give way to one parameter in the layout that the kernels stream; their
-globals go when nobody reads them any more.
+where select-providers noted a provider of such kernels (packed_matmul.PACKERS).  The weight of a
+matrix, or its planes (quants, scales, mins), give way to one parameter in the layout that the
+kernels stream; their globals go when nobody reads them any more.
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from iree.compiler import ir
 
 from llmir.dialect_ext.activations import allowed
 from llmir.dialect_ext.base import AttrValue, Call
-from llmir.dialect_ext.c_kernels import PROVIDER
-from llmir.dialect_ext.packed_matmul import activations_of, packed_format
+from llmir.dialect_ext.packed_matmul import PACKERS, packed_format
 from llmir.dialect_ext.registry import get_op
 from llmir.errors import CompileError
 from llmir.formats import packed
@@ -36,7 +35,7 @@ class PackWeights(Pass):
     def run(self, module: ir.Module) -> None:
         with module.context, ir.Location.unknown():
             for operation in llm_ops(module):
-                if text_attribute(operation, "llm.provider") != PROVIDER:
+                if text_attribute(operation, "llm.provider") not in PACKERS:
                     continue
                 if operation.name in ("llm.quantized_matmul", "llm.linear"):
                     _pack_matmul(module, operation)
@@ -48,7 +47,7 @@ def _pack_matmul(module: ir.Module, operation: ir.Operation) -> None:
     call, values = call_of(operation), operands_of(operation)
     rows, cols = call.results[0].shape[1], call.type_of("x").shape[1]
     format_name = _format_name(call, cols)
-    there = activations_of(format_name)
+    there = PACKERS[text_attribute(operation, "llm.provider")](format_name)
     activations = next(a for a in there if a in allowed(str(call.attrs["activations"])))
     weight = _packed_weight(module, operation, format_name, rows, cols)
     _replace(
@@ -98,7 +97,7 @@ def _replace(
 ) -> None:
     with ir.InsertionPoint(operation):
         made = create_llm_op(get_op(op_name), operands, attrs)
-    made.attributes["llm.provider"] = ir.StringAttr.get(PROVIDER)
+    made.attributes["llm.provider"] = operation.attributes["llm.provider"]
     if text := text_attribute(operation, "llm.refused"):
         made.attributes["llm.refused"] = ir.StringAttr.get(text)
     operation.results[0].replace_all_uses_with(made.results[0])

@@ -227,6 +227,7 @@ def _ceil_div(a: int, b: int) -> int:
 
 _ARITH: dict[str, Callable[..., Any]] = {
     "addi": lambda a, b: a + b,
+    "subi": lambda a, b: a - b,
     "muli": lambda a, b: a * b,
     "divui": lambda a, b: a // b,
     "remui": lambda a, b: a % b,

@@ -42,9 +42,9 @@ def test_priorities_from_text_and_mappings() -> None:
     with pytest.raises(UnknownNameError, match="unknown op 'norm'"):
         parse_priority(["norm=portable"])
     with pytest.raises(
-        UnknownNameError, match="unknown provider of llm.rms_norm 'cuda_ptx'; known: portable"
+        UnknownNameError, match="unknown provider of llm.add 'cuda_ptx'; known: portable"
     ):
-        parse_priority(["rms_norm=cuda_ptx"])
+        parse_priority(["add=cuda_ptx"])
     with pytest.raises(OptionError, match="must look like op=provider,…; got 'rms_norm'"):
         parse_priority(["rms_norm"])
 
@@ -55,11 +55,19 @@ def test_a_call_gets_the_first_that_supports_it() -> None:
     assert chosen.lowering.variant == "scalar"
     assert chosen.refused == (
         "cpu_c: C kernels are for CPUs of a known ISA level",
-        "vulkan_spirv: SPIR-V kernels are for Vulkan",
         "portable/tiled: register tiles of vectors are for CPUs",
     )
     assert choose(call, resolve("vulkan"), {}).lowering.provider == "vulkan_spirv"
     assert choose(call, CPU, {}).lowering.variant == "tiled"
+
+
+def test_providers_for_other_devices_are_passed_over_unless_asked_for() -> None:
+    call = get_op("rms_norm").verify([X, TensorType((8,), "f32")], {"eps": 1e-5})
+    assert choose(call, CPU, {}).refused == ()
+    assert choose(call, resolve("cuda"), {}).lowering.provider == "cuda_ptx"
+    assert choose(call, resolve("rocm:gfx1100"), {}).lowering.provider == "hip"
+    asked = choose(call, CPU, {"rms_norm": ["cuda_ptx", "portable"]})
+    assert asked.refused == ("cuda_ptx: PTX is for NVIDIA's GPUs",)
 
 
 def test_a_call_that_nobody_takes_says_why() -> None:
@@ -141,7 +149,7 @@ def test_a_third_party_package_adds_an_op_and_a_provider(one_layer: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     *lines, capped = done.stdout.splitlines()
     assert lines == [
-        "True ['example', 'portable']",
+        "True ['example', 'cuda_ptx', 'hip', 'portable']",
         "[('silu_mul', 'example')]",
         "[]",  # our own is part of the matmul before it
         "[('portable', 'example: made for CPUs')]",

@@ -6,7 +6,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-MACHINES = {0x3E: "x86_64", 0xB7: "aarch64"}
+MACHINES = {0x3E: "x86_64", 0xB7: "aarch64", 0xE0: "amdgpu"}
 _SHT_SYMTAB = 2
 _SHF_WRITE, _SHF_ALLOC, _SHF_TLS = 0x1, 0x2, 0x400
 
