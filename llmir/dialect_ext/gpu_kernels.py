@@ -80,7 +80,10 @@ def gpu_lowerings(
 def needs_gpu(provider: str, target: Target) -> str | None:
     """Why a target cannot have a provider's kernels, None if it can."""
     if provider == CUDA:
-        return None if target.kind == "cuda" else "PTX is for NVIDIA's GPUs"
+        if target.kind != "cuda":
+            return "PTX is for NVIDIA's GPUs"
+        is_older = int(target.arch.removeprefix("sm_")) < int(_ARCH.removeprefix("sm_"))
+        return f"the PTX is for {_ARCH} and newer, not {target.arch}" if is_older else None
     if target.kind != "rocm":
         return "code objects are for AMD's GPUs"
     if target.arch not in _HIP_ARCHES:

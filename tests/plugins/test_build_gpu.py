@@ -13,7 +13,7 @@ from plugins.gpu import ROOT, load_build_gpu
 
 from llmir.compiler.iree_compile import to_module, to_stream
 from llmir.dialect_ext import gpu_kernels
-from llmir.dialect_ext.gpu_kernels import CUDA, GPU_PROVIDERS, HIP
+from llmir.dialect_ext.gpu_kernels import CUDA, GPU_PROVIDERS, HIP, needs_gpu
 from llmir.dialect_ext.gpu_matmul import unit_of
 from llmir.dialect_ext.registry import get_op, lowerings_of, op_names
 from llmir.dialect_ext.types import TensorType
@@ -182,6 +182,12 @@ def test_what_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     }
     assert reasons[HIP] == "kernels are compiled for gfx942 and gfx1100, not gfx90a"
     assert reasons[CUDA] == "PTX is for NVIDIA's GPUs"
+
+
+def test_gpus_older_than_the_ptx_get_portable_code() -> None:
+    refused = needs_gpu(CUDA, resolve("cuda:sm_75"))
+    assert refused == "the PTX is for sm_80 and newer, not sm_75"
+    assert needs_gpu(CUDA, resolve("cuda:sm_120")) is None
 
 
 @pytest.mark.targets
