@@ -353,6 +353,11 @@ def read_manifest(root: Path) -> Manifest:
     Raises: ArtifactNotFoundError, ArtifactVersionError, ArtifactCorruptError.
     """
     if not (root / MANIFEST).is_file():
+        if root.is_file():
+            raise ArtifactNotFoundError(
+                f"no artifact at {root}: it is a file, and an artifact is the directory that a "
+                f"model is compiled into; make one: llmir compile {root} -o {root.stem}.llmir"
+            )
         what = "is not a directory" if not root.is_dir() else f"holds no {MANIFEST}"
         raise ArtifactNotFoundError(f"no artifact at {root}: it {what}; make one: llmir compile")
     try:

@@ -77,6 +77,10 @@ def test_no_artifact(tmp_path: Path) -> None:
         llmir.load(tmp_path / "nothing")
     with pytest.raises(ArtifactNotFoundError, match="holds no manifest.json"):
         llmir.load(tmp_path)
+    model = tmp_path / "a.gguf"
+    model.touch()
+    with pytest.raises(ArtifactNotFoundError, match=r"llmir compile .*a\.gguf -o a\.llmir$"):
+        artifact.read_manifest(model)
 
 
 def test_a_newer_version(copy: Path) -> None:

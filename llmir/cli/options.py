@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -21,6 +22,9 @@ class ByteCount(click.ParamType):
 
     name = "size"
 
+    def __init__(self, least: int = 0) -> None:
+        self._least = least
+
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> int | None:
@@ -29,7 +33,30 @@ class ByteCount(click.ParamType):
         match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", str(value).strip().lower())
         if match is None:
             self.fail(f"{value!r} is not a size such as 512M or 2G", param, ctx)
-        return int(float(match[1]) * _UNITS[match[2]])
+        num_bytes = int(float(match[1]) * _UNITS[match[2]])
+        if num_bytes < self._least:
+            self.fail(f"must be at least {self._least}, not {value}", param, ctx)
+        return num_bytes
+
+
+class AtLeast(click.ParamType):
+    """A number of at least `least`; click's own range takes nan, which no comparison finds."""
+
+    name = "number"
+
+    def __init__(self, least: float) -> None:
+        self._least = least
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | None:
+        try:
+            number = float(value)
+        except ValueError:
+            number = math.nan
+        if not number >= self._least:
+            self.fail(f"must be a number of at least {self._least:g}, not {value}", param, ctx)
+        return number
 
 
 json_option = click.option(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import re
 import socket
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from llmir.artifact import Artifact, is_artifact
 from llmir.cli.model import model_options
 from llmir.cli.progress import num_compile_stages, stages
 from llmir.cli.serve_options import KV_DTYPES, engine_flags, limit_flags
+from llmir.engine.ngram import parse_speculation
 from llmir.errors import OptionError
 
 if TYPE_CHECKING:
@@ -31,6 +33,10 @@ Examples:
 
 SIGTERM or Ctrl-C finishes what runs and ends; a second one ends at once.
 """
+
+
+ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^\s/?#@,{}\"'\\]+", re.IGNORECASE)
+"""What browsers send as the header Origin (RFC 6454), which an allowed one must be equal to."""
 
 
 @click.command(epilog=EPILOG)
@@ -181,11 +187,7 @@ def open_engine(
             kv_cache_memory_bytes=kv_cache_memory,
             num_threads=threads,
             verify_weights=verify_weights,
-            speculative_config=(
-                None
-                if speculative_config == "none"
-                else _json("--speculative-config", speculative_config)
-            ),
+            speculative_config=_speculation(speculative_config),
             max_prefill_per_decode=(
                 max_prefill_per_decode if math.isfinite(max_prefill_per_decode) else None
             ),
@@ -253,6 +255,20 @@ def _json(flag: str, text: str) -> Any:
         raise OptionError(f"{flag} {text} is not JSON: {error}") from error
 
 
+def _speculation(given: str) -> Any:
+    """What --speculative-config means; None: no drafts.  Raises OptionError, which names it."""
+    if given == "none":
+        return None
+    flag = "--speculative-config"
+    config = _json(flag, given)
+    try:
+        parse_speculation(config)
+    except OptionError as error:
+        reason = str(error).replace("speculative_config", flag)
+        raise OptionError(reason if flag in reason else f"{flag}: {reason}") from error
+    return config
+
+
 def _keys_of(file: str | None) -> list[str]:
     if file is None:
         return []
@@ -272,6 +288,12 @@ def _origins(given: Sequence[str]) -> tuple[str, ...]:
         if not all(isinstance(origin, str) for origin in several):
             raise OptionError(f"--allowed-origins {value} must be a list of strings")
         origins += several
+    for origin in origins:
+        if not ORIGIN.fullmatch(origin):
+            raise OptionError(
+                f"--allowed-origins {origin}: an origin is a scheme, a host and perhaps a port, "
+                'such as https://a.example or http://localhost:3000; "*" is any'
+            )
     return tuple(origins)
 
 
@@ -281,7 +303,12 @@ def _bind(host: str, port: int, uds: str | None) -> socket.socket:
         listener = socket.socket(socket.AF_UNIX)
         address: Any = uds
     else:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (socket.gaierror, UnicodeError) as error:  # the latter of a name that is too long
+            reason = getattr(error, "strerror", None) or "not a host name"
+            raise OptionError(f"--host {host}: {reason}") from error
+        family, _, _, _, address = found[0]
         listener = socket.socket(family)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

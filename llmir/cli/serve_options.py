@@ -9,7 +9,7 @@ import click
 
 from llmir.api import PREFILL_PER_DECODE
 from llmir.artifact import KV_ELEMENTS
-from llmir.cli.options import ByteCount
+from llmir.cli.options import AtLeast, ByteCount
 from llmir.engine.policies import POLICIES
 from llmir.engine.scheduler_config import ADMISSIONS
 
@@ -56,7 +56,7 @@ def engine_flags(command: Decorated) -> Decorated:
         ),
         click.option(
             "--max-prefill-per-decode",
-            type=click.FloatRange(min=0),
+            type=AtLeast(0),
             default=PREFILL_PER_DECODE,
             show_default=True,
             help="Tokens of prompts in a step for each answer that waits for its next token; inf: "
@@ -95,35 +95,35 @@ def limit_flags(command: Decorated) -> Decorated:
     for option in (
         click.option(
             "--shutdown-timeout",
-            type=float,
+            type=AtLeast(0),
             default=30.0,
             show_default=True,
             help="Seconds that running requests have when the server is asked to end.",
         ),
         click.option(
             "--request-timeout",
-            type=float,
+            type=AtLeast(0),
             default=600.0,
             show_default=True,
             help="Seconds that a request may take in all; 0: any number.",
         ),
         click.option(
             "--max-body-size",
-            type=ByteCount(),
+            type=ByteCount(least=1),
             default="4M",
             show_default=True,
             help="Longest body of a request.",
         ),
         click.option(
             "--max-logprobs",
-            type=int,
+            type=click.IntRange(min=0),
             default=20,
             show_default=True,
             help="Most candidates whose log-probabilities a request may ask for.",
         ),
         click.option(
             "--max-waiting",
-            type=int,
+            type=click.IntRange(min=1),
             default=4096,
             show_default=True,
             help="Sequences that may wait; more are told to come again later.",

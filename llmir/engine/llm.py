@@ -90,6 +90,7 @@ class LLM(Frontend):
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         use_tqdm: bool = False,
+        priority: int | Sequence[int] | None = None,
         add_generation_prompt: bool = True,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
@@ -120,7 +121,7 @@ class LLM(Frontend):
             )
             for conversation in conversations
         ]
-        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm)
+        return self.generate(prompts, sampling_params, use_tqdm=use_tqdm, priority=priority)
 
     def stream(
         self,
@@ -128,20 +129,23 @@ class LLM(Frontend):
         sampling_params: SamplingParams | None = None,
         *,
         delta: bool = False,
+        priority: int = 0,
     ) -> Iterator[RequestOutput]:
         """Answer one prompt, yielding as it goes; the last output has `finished` set.
 
         Each output is cumulative; with `delta`, it holds only what is new since the one
         before.  The request begins with the first `next`, and closing the iterator aborts
         it.  Several streams, and `generate` between, may be open: each step serves all, and
-        an output holds all that was made since the last was asked for.
+        an output holds all that was made since the last was asked for.  `priority` is as
+        `generate` has it.
 
         Raises as `generate`: RequestError at this call, DeviceError while iterating.
         """
         parsed = parse_prompt(prompt, self.tokenizer)
         (params,) = self._params(sampling_params, 1)
         self.engine.check_request(parsed.token_ids, params)
-        return self._follow(parsed, params, delta)
+        self.engine.scheduler.check_priority(priority)
+        return self._follow(parsed, params, delta, priority)
 
     def score(self, token_ids: Sequence[int]) -> NDArray[np.float32]:
         """Log-probability of each token but the first, given all those before it.
@@ -267,9 +271,9 @@ class LLM(Frontend):
         return [done[request_id] for request_id in request_ids]
 
     def _follow(
-        self, prompt: ParsedPrompt, params: SamplingParams, delta: bool
+        self, prompt: ParsedPrompt, params: SamplingParams, delta: bool, priority: int
     ) -> Iterator[RequestOutput]:
-        (request_id,) = self._add([prompt], params)
+        (request_id,) = self._add([prompt], params, priority)
         shown: RequestOutput | None = None
         with self._serving([request_id]):
             while shown is None or not shown.finished:

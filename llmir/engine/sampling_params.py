@@ -36,6 +36,9 @@ NOT_IMPLEMENTED = frozenset(
 )
 """Parameters that vLLM has, or had, and llmir does not: refused by name, never ignored."""
 
+LEAST_REPETITION_PENALTY, MOST_REPETITION_PENALTY = 0.01, 100.0
+"""Beyond these a logit of a float32 would be lost."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
@@ -52,7 +55,7 @@ class SamplingParams:
     top_k                exactly this many tokens, lower ids first among equals; 0 or -1 is off
     min_p                drop tokens less likely than this share of the likeliest; 0 is off
     repetition_penalty   divides positive and multiplies negative logits of tokens seen in
-                         prompt or output; 1 is off
+                         prompt or output; 0.01 … 100, 1 is off
     presence_penalty     subtracted once from tokens seen in the output; -2 … 2
     frequency_penalty    subtracted for each time in the output; -2 … 2
     logit_bias           token id -> value added to its logit, -100 … 100
@@ -117,7 +120,8 @@ class SamplingParams:
         put("n", _integer("n", self.n, low=1))
         for name in ("presence_penalty", "frequency_penalty"):
             put(name, _real(name, getattr(self, name), low=-2.0, high=2.0))
-        put("repetition_penalty", _real("repetition_penalty", self.repetition_penalty, above=0.0))
+        name, low, high = "repetition_penalty", LEAST_REPETITION_PENALTY, MOST_REPETITION_PENALTY
+        put(name, _real(name, self.repetition_penalty, low=low, high=high))
         put("temperature", _real("temperature", self.temperature, low=0.0))
         put("top_p", _real("top_p", self.top_p, above=0.0, high=1.0))
         put("top_k", max(0, _integer("top_k", self.top_k, low=-1)))

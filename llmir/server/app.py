@@ -33,6 +33,8 @@ def create_app(engine: AsyncLLM, settings: ServerSettings) -> FastAPI:
         # Their pages load scripts from elsewhere.
         docs_url=None,
         redoc_url=None,
+        # To an absolute address that a proxy before the server may not answer at.
+        redirect_slashes=False,
     )
     app.state.serving = serving
     for kind in (HTTPException, RequestValidationError, LlmirError, TimeoutError):

@@ -120,8 +120,11 @@ class ChatJob(Job):
         }
         if self.body.return_token_ids:
             completion["prompt_token_ids"] = final.prompt_token_ids
-        if final.prompt_logprobs is not None:
-            completion["prompt_logprobs"] = prompt_logprobs(final.prompt_logprobs)
+        num_top = self.body.prompt_logprobs
+        if num_top is not None and final.prompt_logprobs is not None:
+            completion["prompt_logprobs"] = prompt_logprobs(
+                final.prompt_logprobs, final.prompt_token_ids, num_top
+            )
         return completion
 
     def _choice(self, part: CompletionOutput) -> ChatChoice:

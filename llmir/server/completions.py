@@ -153,8 +153,11 @@ class CompletionJob(Job):
             choice["token_ids"] = token_ids
             if is_first:
                 choice["prompt_token_ids"] = output.prompt_token_ids
-        if self.body.prompt_logprobs is not None and output.prompt_logprobs is not None:
-            choice["prompt_logprobs"] = prompt_logprobs(output.prompt_logprobs)
+        num_top = self.body.prompt_logprobs
+        if num_top is not None and output.prompt_logprobs is not None:
+            choice["prompt_logprobs"] = prompt_logprobs(
+                output.prompt_logprobs, output.prompt_token_ids, num_top
+            )
         return choice
 
     def _logprobs(

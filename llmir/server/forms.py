@@ -70,6 +70,14 @@ def make_form(name: str, given: dict[str, Any]) -> Form:
         raise form_error(error, name) from error
 
 
+_NOTHING_FITS = (
+    "NoExtensionBias",
+    "no text satisfies it; a $ref or a rule that leads back to itself with nothing between and "
+    "no alternative is not supported",
+)
+"""What llguidance says of a grammar that no text satisfies, and what a client is told."""
+
+
 async def compile_form(engine: AsyncLLM, params: SamplingParams, form: Form | None) -> None:
     """Compile a form that `params` asks for, beside the event loop.  Raises ApiError."""
     if form is not None:
@@ -81,7 +89,7 @@ async def compile_form(engine: AsyncLLM, params: SamplingParams, form: Form | No
 
 def form_error(error: LlmirError, name: str) -> ApiError:
     """What a client is told of a form that cannot be had: its own name of it, and the reason."""
-    text = str(error)
+    text = str(error).replace(*_NOTHING_FITS)
     found = re.match(r"structured_outputs(\.\w+)?", text)
     if found is None:
         return ApiError(400, f"{name}: {text}", param=name)

@@ -54,6 +54,10 @@ class Job:
         serving.check_open()  # before a long prompt is tokenized for nothing
         if body.stream_options is not None and not body.stream:
             raise ApiError(400, "stream_options is for streams: set stream", param="stream_options")
+        options = body.stream_options
+        if options is not None and options.continuous_usage_stats and not options.include_usage:
+            name = "stream_options.continuous_usage_stats"
+            raise ApiError(400, f"{name} needs include_usage", param=name)
         if body.prompt_logprobs is not None and body.stream:
             raise ApiError(400, "prompt_logprobs does not come in streams", param="prompt_logprobs")
         self.serving = serving
@@ -62,9 +66,8 @@ class Job:
         self.form: Form | None = wanted_form(body)
         self._created = int(time.time())
         self._model = body.model or serving.model_name
-        options = body.stream_options
         self._usage_last = bool(options and options.include_usage)
-        self._usage_always = bool(options and options.continuous_usage_stats and self._usage_last)
+        self._usage_always = bool(options and options.continuous_usage_stats)
 
     def head(self, object: str) -> dict[str, Any]:
         """What the answer, and each chunk of it, begins with."""

@@ -63,8 +63,13 @@ def chat_logprobs(
     return found
 
 
-def prompt_logprobs(entries: Iterable[TokenLogprobs | None]) -> PromptLogprobs:
-    """vLLM's list of candidates for the tokens of a prompt."""
+def prompt_logprobs(
+    entries: Iterable[TokenLogprobs | None], token_ids: Sequence[int], num_top: int
+) -> PromptLogprobs:
+    """vLLM's list: for each token of a prompt itself and the `num_top` likeliest candidates.
+
+    entries: as many candidates, or more where another parameter asked for them.
+    """
     return [
         None
         if entry is None
@@ -75,8 +80,9 @@ def prompt_logprobs(entries: Iterable[TokenLogprobs | None]) -> PromptLogprobs:
                 "decoded_token": candidate.decoded_token,
             }
             for token_id, candidate in entry.items()
+            if candidate.rank <= num_top or token_id == own
         }
-        for entry in entries
+        for own, entry in zip(token_ids, entries, strict=True)
     ]
 
 

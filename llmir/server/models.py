@@ -74,6 +74,7 @@ async def version() -> Response:
     return JsonResponse({"version": llmir.__version__})
 
 
+@router.head("/health", include_in_schema=False)
 @router.get("/health", response_class=Response, responses=ERRORS)
 async def health(request: Request) -> Response:
     """200 while the engine works; it need not be taking requests."""
@@ -83,6 +84,7 @@ async def health(request: Request) -> Response:
     return Response()
 
 
+@router.head("/ready", include_in_schema=False)
 @router.get("/ready", response_class=Response, responses=ERRORS)
 async def ready(request: Request) -> Response:
     """200 while requests are taken; 503 as soon as the server is asked to end."""

@@ -27,6 +27,7 @@ def router() -> APIRouter:
     made = APIRouter()
 
     # Not in the description, which is of the API.
+    @made.head("/", include_in_schema=False)
     @made.get("/", include_in_schema=False)
     async def page() -> Response:
         """The page."""

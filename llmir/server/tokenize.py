@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from fastapi import APIRouter
 from pydantic import model_validator
@@ -14,11 +14,12 @@ from starlette.responses import Response
 from typing_extensions import TypedDict
 
 from llmir.server.conversation import render
+from llmir.server.errors import ApiError
 from llmir.server.json_body import JsonResponse, JsonRoute
 from llmir.server.protocol.base import RequestModel
 from llmir.server.protocol.chat import Messages
 from llmir.server.protocol.common import ERRORS
-from llmir.server.protocol.fields import AnyTokenIds
+from llmir.server.protocol.fields import AnyTokenIds, TemplateKwargs
 from llmir.server.serving import Serving
 
 router = APIRouter(route_class=JsonRoute)
@@ -36,13 +37,15 @@ class TokenizeRequest(RequestModel):
     messages: Messages | None = None
     add_special_tokens: bool | None = None
     add_generation_prompt: bool | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
     return_token_strs: bool | None = None
 
     @model_validator(mode="after")
     def _check_form(self) -> TokenizeRequest:
         if (self.prompt is None) == (self.messages is None):
-            raise PydanticCustomError("invalid", "there must be either prompt or messages")
+            raise PydanticCustomError(
+                "invalid", "there must be either {param} or messages", {"param": "prompt"}
+            )
         wrong = (
             ("add_generation_prompt", "chat_template_kwargs")
             if self.messages is None
@@ -112,5 +115,13 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> Response:
     serving: Serving = request.app.state.serving
     serving.check_model(body.model)
     tokenizer = serving.engine.get_tokenizer()
+    vocab_size = tokenizer.vocab_size
+    for token_id in body.tokens:
+        if token_id >= vocab_size:
+            raise ApiError(
+                400,
+                f"tokens has token id {token_id}; the vocabulary has 0 … {vocab_size - 1}",
+                param="tokens",
+            )
     text = await asyncio.to_thread(tokenizer.decode, body.tokens, skip_special_tokens=False)
     return JsonResponse(Text(prompt=text))

@@ -216,8 +216,7 @@ def test_priorities_of_generate():
     llm = make_llm(scheduling_policy="priority", max_num_seqs=1)
     prompts = [[1], [2], [3]]
     llm.generate(prompts, GREEDY, priority=[2, 0, 1])
-    firsts = [int(b.token_ids[0]) for b in llm.engine.core.runner.batches if b.positions[0] == 0]
-    assert firsts == [2, 3, 1]
+    assert firsts_of(llm) == [2, 3, 1]
     assert len(llm.generate(prompts, GREEDY, priority=7)) == 3
     with pytest.raises(RequestError, match="2 priorities were given for 3 prompts"):
         llm.generate(prompts, GREEDY, priority=[1, 2])
@@ -226,3 +225,38 @@ def test_priorities_of_generate():
             llm.generate(prompts, GREEDY, priority=wrong)
     with pytest.raises(RequestError, match="priority is 7, but scheduling_policy is 'fcfs'"):
         make_llm().generate(prompts, GREEDY, priority=7)
+
+
+def firsts_of(llm):
+    """The first tokens of prompts in the order in which these were begun."""
+    batches = llm.engine.core.runner.batches
+    return [int(b.token_ids[0]) for b in batches if b.positions[0] == 0]
+
+
+@pytest.mark.parametrize(("priority", "order"), [(-1, [1, 2, 3]), (1, [1, 3, 2])])
+def test_the_priority_of_a_stream(priority, order):
+    llm = make_llm(scheduling_policy="priority", max_num_seqs=1)
+    running = llm.stream([1], GREEDY)
+    next(running)
+    llm.engine.add_request("waits", [3], GREEDY)
+    assert list(llm.stream([2], GREEDY, priority=priority))[-1].finished
+    while llm.engine.has_unfinished_requests():
+        llm.engine.step()
+    assert firsts_of(llm) == order
+    with pytest.raises(RequestError, match="priority is 7, but scheduling_policy is 'fcfs'"):
+        make_llm().stream([1], GREEDY, priority=7)
+    with pytest.raises(RequestError, match="priority must be an integer, not 1.5"):
+        llm.stream([1], GREEDY, priority=1.5)
+
+
+def test_the_priorities_of_chats():
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    llm = make_llm(scheduling_policy="priority", max_num_seqs=1)
+    chats = [[{"role": "user", "content": text}] for text in "abc"]
+    llm.chat(chats, GREEDY, chat_template=template, priority=[2, 0, 1])
+    a, b, c = (llm.get_tokenizer().encode(text, add_special_tokens=False)[0] for text in "abc")
+    assert firsts_of(llm) == [b, c, a]
+    with pytest.raises(RequestError, match="2 priorities were given for 3 prompts"):
+        llm.chat(chats, GREEDY, priority=[1, 2])
+    with pytest.raises(RequestError, match="priority is 7, but scheduling_policy is 'fcfs'"):
+        make_llm().chat(chats[0], GREEDY, priority=7)

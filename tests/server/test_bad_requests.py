@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -12,6 +13,7 @@ from server.helpers import NAME, error_of, live_server, serve
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 HELLO = [{"role": "user", "content": "hello"}]
+TOOL = {"type": "function", "function": {"name": "look"}}
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +125,23 @@ def test_a_wrong_parameter_is_named(client, name, value):
         ({"messages": HELLO, "store": True}, "store"),
         ({"messages": HELLO, "store": 0}, "store"),
         ({"messages": HELLO, "modalities": ["audio"]}, "modalities[0]"),
+        ({"messages": HELLO, "modalities": []}, "modalities"),
+        ({"messages": HELLO, "moderation": {}}, "moderation"),
+        ({"messages": HELLO, "prompt_cache_retention": "24h"}, "prompt_cache_retention"),
+        ({"messages": HELLO, "colour": None}, "colour"),
+        ({"messages": HELLO, "tools": [{**TOOL, "colour": None}]}, "tools[0].colour"),
         ({"messages": HELLO, "chat_template": "{{ 1 }}"}, "chat_template"),
         ({"messages": HELLO, "logprobs": 5}, "logprobs"),
         ({"messages": HELLO, "metadata": {"a": 1}}, "metadata.a"),
         ({"messages": HELLO, "stream": True, "stream_options": {"x": 1}}, "stream_options.x"),
+        (
+            {
+                "messages": HELLO,
+                "stream": True,
+                "stream_options": {"continuous_usage_stats": True},
+            },
+            "stream_options.continuous_usage_stats",
+        ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -148,9 +163,79 @@ def test_unknown_parameters_are_refused():
         assert (error["param"], error["code"]) == ("use_beam_search", "unsupported_parameter")
         # Clients write null for what they leave out.
         await server.ok(COMPLETIONS, {"prompt": "a", "suffix": None, "best_of": 1, "n": None})
+        await server.ok(CHAT, {"messages": HELLO, "max_tokens": 1, "prompt_cache_retention": None})
 
     serve(main)
     serve(unsupported)
+
+
+@pytest.mark.parametrize("path", [COMPLETIONS, CHAT, "/tokenize", "/health"])
+def test_no_address_is_another_with_a_slash(path):
+    async def main(server):
+        for method in ("GET", "POST"):
+            response = await server.client.request(method, path + "/", json={})
+            error = error_of(response, 404)
+            assert error["type"] == "invalid_request_error"
+
+    serve(main)
+
+
+OWNERS = {"metadata": {"a": "b"}, "safety_identifier": "a", "prompt_cache_key": "b", "store": False}
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "without_effect"),
+    [
+        (COMPLETIONS, {"prompt": "a", "max_tokens": 4}, {"user": "me", "best_of": 1}),
+        (
+            CHAT,
+            {"messages": HELLO, "max_tokens": 4},
+            {
+                **OWNERS,
+                "user": "me",
+                "service_tier": "default",
+                "modalities": ["text"],
+                "echo": False,
+                "add_special_tokens": False,
+                "continue_final_message": False,
+            },
+        ),
+        (
+            "/v1/responses",
+            {"input": "hello", "max_output_tokens": 4},
+            {
+                **OWNERS,
+                "user": "me",
+                "service_tier": "auto",
+                "background": False,
+                "include": [],
+                "tools": [],
+                "truncation": "disabled",
+                "parallel_tool_calls": False,
+                "tool_choice": "none",
+            },
+        ),
+    ],
+    ids=["completions", "chat", "responses"],
+)
+def test_what_docs_say_has_no_effect_has_none(client, path, body, without_effect):
+    body = {**body, "temperature": 0}
+    kind = "output" if path.endswith("responses") else "choices"
+    plain, other = (
+        client.post(path, json={**body, **more}).raise_for_status().json()
+        for more in ({}, without_effect)
+    )
+    for answer in (plain, other):
+        if kind == "output":
+            answer["output"][0].pop("id")
+    assert plain[kind] == other[kind]
+    docs = (Path(__file__).parents[2] / "docs" / "serve.md").read_text(encoding="utf-8")
+    table = docs.partition("### Accepted without effect")[2].partition("## Outputs")[0]
+    assert [name for name in without_effect if f"`{name}" not in table] == []
+    used = {"store", "modalities", "best_of", "service_tier", "background", "include", "tools"}
+    for name in used & without_effect.keys():
+        error = error_of(client.post(path, json={**body, name: "other"}))
+        assert error["param"] == name
 
 
 def test_a_model_that_is_not_here():

@@ -170,8 +170,10 @@ def test_what_the_template_is_told():
 def test_the_templates_own_names_are_not_for_clients(name):
     async def main(server):
         kwargs = {name: "{{ 7 * 7 }}"}
-        error = await server.error(PATH, {"messages": HELLO, "chat_template_kwargs": kwargs})
-        assert name in error["message"]
+        for path in (PATH, "/tokenize"):
+            error = await server.error(path, {"messages": HELLO, "chat_template_kwargs": kwargs})
+            assert error["param"] == f"chat_template_kwargs.{name}"
+            assert name in error["message"]
 
     serve(main)
 
@@ -193,8 +195,12 @@ def test_as_many_tokens_as_fit_are_the_default():
         for name in ("max_tokens", "max_completion_tokens"):
             body = await server.ok(PATH, {**request, name: 3})
             assert body["usage"]["completion_tokens"] == 3
-        body = await server.ok(PATH, {**request, "max_tokens": 9, "max_completion_tokens": 2})
+        body = await server.ok(PATH, {**request, "max_tokens": 2, "max_completion_tokens": 2})
         assert body["usage"]["completion_tokens"] == 2
+        both = {"max_tokens": 9, "max_completion_tokens": 2}
+        error = await server.error(PATH, {**request, **both})
+        assert error["param"] == "max_tokens"
+        assert "max_completion_tokens, its newer name, is 2" in error["message"]
 
     serve(main)
 

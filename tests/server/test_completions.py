@@ -188,8 +188,26 @@ def test_prompt_logprobs():
         assert second["6"]["decoded_token"] == TOKENIZER.token_text(6)
         likeliest = int(log_softmax([5]).argmax())
         assert second[str(likeliest)]["rank"] == 1
+        assert set(second) == {"6", str(likeliest)}
         error = await server.error(PATH, {"prompt": [5, 6], "prompt_logprobs": 1, "stream": True})
         assert error["param"] == "prompt_logprobs"
+
+    serve(main)
+
+
+@pytest.mark.parametrize(("num_top", "num_prompt"), [(5, 1), (1, 5), (0, 3), (3, 0)])
+def test_echo_and_the_prompts_own_have_each_as_many_candidates_as_were_asked_for(
+    num_top, num_prompt
+):
+    async def main(server):
+        asked = {"echo": True, "logprobs": num_top, "prompt_logprobs": num_prompt}
+        body = await server.ok(PATH, {"prompt": [5, 6], "max_tokens": 1, **asked})
+        (choice,) = body["choices"]
+        ranked = [int(token) for token in (-log_softmax([5])).argsort(kind="stable")]
+        assert set(choice["prompt_logprobs"][1]) == {str(i) for i in [*ranked[:num_prompt], 6]}
+        # By their texts, of which tokens of half a character have the same.
+        texts = {TOKENIZER.token_text(i) for i in [*ranked[:num_top], 6]}
+        assert set(choice["logprobs"]["top_logprobs"][1]) == texts
 
     serve(main)
 

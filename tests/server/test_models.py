@@ -58,6 +58,17 @@ def test_an_engine_that_broke(caplog):
         serve(main, check=False)
 
 
+def test_probes_may_ask_for_the_headers_alone():
+    with live_server() as server, httpx.Client(base_url=server.url) as client:
+        for path in ("/health", "/ready", "/"):
+            whole, head = client.get(path), client.head(path)
+            assert (head.status_code, head.content) == (200, b"")
+            assert head.headers["content-length"] == whole.headers["content-length"]
+        server.app.state.serving.draining = True
+        assert client.head("/ready").status_code == 503
+        server.app.state.serving.draining = False
+
+
 def test_tokenize_and_detokenize():
     async def main(server):
         body = await server.ok("/tokenize", {"prompt": "the cat", "return_token_strs": True})
@@ -81,11 +92,18 @@ def test_tokenize_and_detokenize():
         assert body == {"prompt": rendered}
         assert await server.ok("/detokenize", {"tokens": []}) == {"prompt": ""}
         for wrong in ({}, {"prompt": "a", "messages": messages}):
-            assert "either" in (await server.error("/tokenize", wrong))["message"]
+            error = await server.error("/tokenize", wrong)
+            assert "either" in error["message"]
+            assert error["param"] == "prompt"
         error = await server.error("/tokenize", {"prompt": "a", "add_generation_prompt": True})
         assert error["param"] == "add_generation_prompt"
         assert (await server.error("/detokenize", {}))["param"] == "tokens"
         assert (await server.error("/detokenize", {"tokens": ["a"]}))["param"] == "tokens"
+        size = TOKENIZER.vocab_size
+        assert (await server.ok("/detokenize", {"tokens": [size - 1]}))["prompt"]
+        error = await server.error("/detokenize", {"tokens": [5, size]})
+        assert error["param"] == "tokens"
+        assert f"token id {size}; the vocabulary has 0 … {size - 1}" in error["message"]
 
     serve(main)
 

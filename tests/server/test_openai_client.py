@@ -77,6 +77,38 @@ def test_chat(client):
     assert answer.id == "chatcmpl-mine"
 
 
+def test_an_answer_goes_back_as_the_clients_class_writes_it(client):
+    options = {"model": NAME, "temperature": 0, "max_completion_tokens": 6}
+    first = client.chat.completions.create(messages=HELLO, **options).choices[0].message
+    assert first.model_dump()["annotations"] is None
+    more = {"role": "user", "content": "and then?"}
+    found = [
+        client.chat.completions.create(messages=[*HELLO, said, more], **options)
+        for said in (
+            first.model_dump(),
+            {"role": "assistant", "content": first.content},
+        )
+    ]
+    assert found[0].choices[0].message == found[1].choices[0].message
+    assert found[0].usage.prompt_tokens == found[1].usage.prompt_tokens
+    function = {"name": "look", "arguments": "{}", "colour": None}
+    call = {"id": "a", "type": "function", "function": function, "index": None}
+    parts = [{"type": "text", "text": "go", "cache_control": None}]
+    client.chat.completions.create(
+        messages=[
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "a", "content": "done", "is_error": None},
+        ],
+        **options,
+    )
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(
+            messages=[{**first.model_dump(), "annotations": [1]}, more], **options
+        )
+    assert caught.value.param == "messages[0].annotations"
+
+
 def test_chat_stream_helper(client):
     ids = chat_tokens(6)
     with client.chat.completions.stream(

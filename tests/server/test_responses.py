@@ -115,6 +115,20 @@ def test_instructions_and_a_conversation(client):
     assert second.output_text == text_of([system, *HELLO, said, rest], 4)
 
 
+def test_an_answer_goes_back_as_the_clients_class_writes_it(client):
+    options = {"model": NAME, "max_output_tokens": 4, "temperature": 0}
+    first = client.responses.create(input="hello", **options)
+    (item,) = [item.model_dump() for item in first.output]
+    assert item["phase"] is None
+    rest = {"role": "user", "content": "and then?"}
+    second = client.responses.create(input=[*HELLO, item, rest], **options)
+    said = {"role": "assistant", "content": first.output_text}
+    assert second.output_text == text_of([*HELLO, said, rest], 4)
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(input=[*HELLO, {**item, "phase": "commentary"}], **options)
+    assert caught.value.param == "input[1].phase"
+
+
 def test_a_stream_has_openais_events_in_their_order():
     async def main(server):
         request = {"input": "hello", "max_output_tokens": 12, "temperature": 0}
@@ -148,7 +162,7 @@ def test_a_stream_has_openais_events_in_their_order():
             body["usage"].pop("input_tokens_details")  # the second finds its prompt cached
         assert last["response"] == whole
 
-    serve(main)
+    serve(main, make_llm(SlowRunner()))
 
 
 def test_the_clients_stream_helper():
@@ -246,7 +260,9 @@ def test_a_model_that_is_not_here(client):
 
 def test_a_stream_that_cannot_go_on_ends_with_failed():
     async def main(server):
-        response = await server.post(PATH, {"input": "hello", "stream": True})
+        # Greedy: a drawn EOS would end it sooner.
+        request = {"input": "hello", "stream": True, "temperature": 0}
+        response = await server.post(PATH, request)
         assert response.status_code == 200
         *_, delta, last = events_of(response.text)
         assert delta["type"] == "response.output_text.delta"

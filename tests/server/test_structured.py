@@ -99,6 +99,11 @@ def test_any_object_and_any_text():
         ({"guided_json": "{"}, "guided_json", "JSON"),
         ({"guided_json": {"type": "thing"}}, "guided_json", "thing"),
         ({"guided_grammar": "start: nothing"}, "guided_grammar", "nothing"),
+        (
+            {"guided_json": {"$ref": "#"}},
+            "guided_json",
+            "a $ref or a rule that leads back to itself",
+        ),
         ({"guided_choice": []}, "guided_choice", "empty"),
         ({"structured_outputs": {"regex": "(a"}}, "structured_outputs.regex", "regex"),
         ({"structured_outputs": {}}, "structured_outputs", "json, regex"),

@@ -9,28 +9,14 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from llmir.server.protocol.base import RequestModel
+from llmir.server.protocol.base import SentBack
 from llmir.server.protocol.common import FinishReason, PromptLogprobs, Usage
-from llmir.server.protocol.fields import Count, Natural, Off
+from llmir.server.protocol.fields import PREFIX_CACHE, Count, Natural, Off, TemplateKwargs
 from llmir.server.protocol.sampling import REFUSED, SamplingFields
 from llmir.server.protocol.tools import ToolCall, ToolCallDelta, ToolCalls, ToolChoice, Tools
 
-TEMPLATE_NAMES = frozenset(
-    {
-        "add_generation_prompt",
-        "chat_template",
-        "conversation",
-        "documents",
-        "messages",
-        "self",
-        "tokenize",
-        "tools",
-    }
-)
-"""What chat_template_kwargs may not hold, as the request says it elsewhere, or may not."""
 
-
-class TextPart(RequestModel):
+class TextPart(SentBack):
     """A part of a message's content.  llmir serves text."""
 
     refused: ClassVar[Mapping[str, str]] = dict.fromkeys(
@@ -45,7 +31,7 @@ class TextPart(RequestModel):
 Content = str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)]
 
 
-class _Message(RequestModel):
+class _Message(SentBack):
     refused: ClassVar[Mapping[str, str]] = {
         "audio": "llmir serves text",
         "function_call": "it is OpenAI's old form of tool_calls",
@@ -121,7 +107,10 @@ class ChatRequest(SamplingFields):
         "documents": "",
         "function_call": "it is OpenAI's old form of tool_choice",
         "functions": "it is OpenAI's old form of tools",
+        "moderation": "",
         "prediction": "",
+        "prompt_cache_options": PREFIX_CACHE,
+        "prompt_cache_retention": PREFIX_CACHE,
         "reasoning_effort": "templates that know such take it in chat_template_kwargs",
         "verbosity": "",
         "web_search_options": "",
@@ -137,7 +126,7 @@ class ChatRequest(SamplingFields):
     parallel_tool_calls: bool | None = None
     # Without effect by OpenAI's definition, or the only thing that llmir does.
     metadata: dict[str, str] | None = None
-    modalities: list[Literal["text"]] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(min_length=1)] | None = None
     prompt_cache_key: str | None = None
     safety_identifier: str | None = None
     service_tier: Literal["auto", "default"] | None = None
@@ -147,15 +136,17 @@ class ChatRequest(SamplingFields):
     add_special_tokens: Off = None
     continue_final_message: Off = None
     echo: Off = None
-    chat_template_kwargs: dict[str, Any] | None = None
+    chat_template_kwargs: TemplateKwargs | None = None
 
     @model_validator(mode="after")
-    def _check_template_kwargs(self) -> ChatRequest:
-        for name in self.chat_template_kwargs or ():
-            if name in TEMPLATE_NAMES:
-                raise PydanticCustomError(
-                    "invalid", "chat_template_kwargs cannot set {name}", {"name": name}
-                )
+    def _check_lengths(self) -> ChatRequest:
+        old, new = self.max_tokens, self.max_completion_tokens
+        if old is not None and new is not None and old != new:
+            raise PydanticCustomError(
+                "invalid",
+                "{param} is {old} and max_completion_tokens, its newer name, is {new}: give one",
+                {"param": "max_tokens", "old": old, "new": new},
+            )
         return self
 
 

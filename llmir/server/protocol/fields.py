@@ -9,8 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
+
+from llmir.engine.sampling_params import LEAST_REPETITION_PENALTY, MOST_REPETITION_PENALTY
 
 JsonSchema = dict[str, Any]
 
@@ -87,6 +89,9 @@ def _is_logit_bias(value: Any) -> bool:
         for key, bias in value.items()
     )
 
+
+PREFIX_CACHE = "the prefix cache has no settings of a request's"
+"""Of OpenAI's parameters that say how long it keeps what prompts begin with."""
 
 MAX_STOPS = 64
 """OpenAI takes 4; vLLM any number, each of which every token is compared with."""
@@ -174,8 +179,34 @@ Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
 Probability = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
-# Beyond these a logit of a float32 would be lost.
-Repetition = Annotated[float, Field(ge=0.01, le=100)]
+Repetition = Annotated[float, Field(ge=LEAST_REPETITION_PENALTY, le=MOST_REPETITION_PENALTY)]
 Priority = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 NumOutputs = Annotated[int, Field(ge=1, le=128)]
+
+
+TEMPLATE_NAMES = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "conversation",
+        "documents",
+        "messages",
+        "self",
+        "tokenize",
+        "tools",
+    }
+)
+"""What chat_template_kwargs may not hold, as the request says it elsewhere, or may not."""
+
+
+def _check_template_kwargs(kwargs: dict[str, Any]) -> dict[str, Any]:
+    for name in kwargs:
+        if name in TEMPLATE_NAMES:
+            raise PydanticCustomError(
+                "invalid", "chat_template_kwargs cannot set {param}", {"param": name}
+            )
+    return kwargs
+
+
+TemplateKwargs = Annotated[dict[str, Any], AfterValidator(_check_template_kwargs)]

@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal, NotRequired
 from pydantic import Field
 from typing_extensions import TypedDict
 
-from llmir.server.protocol.base import RequestModel
-from llmir.server.protocol.fields import Checked, Count, Off
+from llmir.server.protocol.base import RequestModel, SentBack
+from llmir.server.protocol.fields import PREFIX_CACHE, Checked, Count, Off
 from llmir.server.protocol.structured import FormatName, JsonObjectFormat, TextFormat
 
 TEXT_ONLY = "llmir serves text"
@@ -23,7 +23,7 @@ EMPTY = Checked(
 EmptyList = Annotated[list[Any] | None, EMPTY]
 
 
-class InputText(RequestModel):
+class InputText(SentBack):
     """A part of what the model is told."""
 
     refused: ClassVar[Mapping[str, str]] = dict.fromkeys(
@@ -34,7 +34,7 @@ class InputText(RequestModel):
     text: str
 
 
-class OutputText(RequestModel):
+class OutputText(SentBack):
     """A part of what it said, as it came in an answer."""
 
     type: Literal["output_text"]
@@ -48,7 +48,7 @@ Part = Annotated[InputText | OutputText, Field(discriminator="type")]
 Content = str | Annotated[list[Part], Field(min_length=1, fail_fast=True)]
 
 
-class InputMessage(RequestModel):
+class InputMessage(SentBack):
     """A message of the conversation.  `id` and `status` come with answers sent back."""
 
     type: Literal["message"] | None = None
@@ -98,12 +98,17 @@ class ResponsesRequest(RequestModel):
     """
 
     refused: ClassVar[Mapping[str, str]] = {
+        "access_programs": "",
+        "background_options": "",
         "context_management": STATELESS,
         "conversation": STATELESS,
+        "image": TEXT_ONLY,
         "max_tool_calls": "llmir has no tools of its own",
         "moderation": "",
         "previous_response_id": STATELESS,
         "prompt": "llmir keeps no prompts",
+        "prompt_cache_options": PREFIX_CACHE,
+        "prompt_cache_retention": PREFIX_CACHE,
         "reasoning": "",
         "top_logprobs": "/v1/chat/completions has it",
     }

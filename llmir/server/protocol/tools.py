@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 from typing_extensions import TypedDict
 
-from llmir.server.protocol.base import RequestModel
+from llmir.server.protocol.base import RequestModel, SentBack
 
 FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 MAX_TOOLS = 128
@@ -54,7 +54,7 @@ ToolChoice = Literal["none", "auto", "required"] | NamedTool
 Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)]
 
 
-class CalledFunction(RequestModel):
+class CalledFunction(SentBack):
     """`arguments` is JSON in a string."""
 
     name: str
@@ -78,7 +78,7 @@ class CalledFunction(RequestModel):
         return found
 
 
-class GivenToolCall(RequestModel):
+class GivenToolCall(SentBack):
     """A call that the model made earlier."""
 
     id: str | None = None
