@@ -19,9 +19,17 @@ from .test_bad_requests import BAD_BODIES, WRONG_VALUES
 from .wire import Reply, Wire, request
 
 KEY = "a-key"
-MOST_BODY_BYTES = 20_000
+MOST_BODY_BYTES = 120_000
 LONGEST_VISIT_S = 60.0
 COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+LARGE_BODIES: list[tuple[str, dict[str, Any]]] = [
+    (COMPLETIONS, {"prompt": "a b" * 36_000}),
+    (COMPLETIONS, {"prompt": ["a"] * 20_000}),
+    (COMPLETIONS, {"prompt": [[1]] * 20_000}),
+    (COMPLETIONS, {"prompt": [5] * 36_000, "echo": True}),
+    (CHAT, {"messages": [{"role": "user", "content": "a b"}] * 2300}),
+]
 
 _bodies = [(body, status) for body, status, _ in BAD_BODIES if len(body) <= MOST_BODY_BYTES]
 _wrong = [(name, value) for name, value in WRONG_VALUES if name != "priority"]
@@ -119,7 +127,7 @@ class Visitor:
             data = request("POST", COMPLETIONS, b"", self._headers(), length=10**9)
         else:
             headers = {**self._headers(), "Transfer-Encoding": "chunked", "Content-Length": ""}
-            chunk = b"1000\r\n" + b" " * 4096 + b"\r\n"
+            chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
             data = request("POST", COMPLETIONS, headers=headers) + chunk * 6
         outcome = await self._expect(413, data)
         await self.close()  # the rest of the body is expected on this connection
@@ -128,6 +136,11 @@ class Visitor:
     async def asks_for_too_much(self) -> str:
         body = {"prompt": [5] * self.rng.randint(96, 3000)}
         return await self._ask_in_vain(body, 400, code="context_length_exceeded")
+
+    async def sends_a_large_body(self) -> str:
+        """One that is read on a thread, and what it asks for there is no room for."""
+        path, body = self.rng.choice(LARGE_BODIES)
+        return await self._ask_in_vain(body, 400, path)
 
     async def asks_another_model(self) -> str:
         body = {"prompt": "the", "model": "gpt-9"}
@@ -174,11 +187,12 @@ class Visitor:
         await wire.send(request("POST", case.path, json.dumps(body).encode(), self._headers()))
         return wire
 
-    async def _ask_in_vain(self, body: dict[str, Any], status: int, **error: str) -> str:
+    async def _ask_in_vain(
+        self, body: dict[str, Any], status: int, path: str = COMPLETIONS, **error: str
+    ) -> str:
         """Ask for what must be refused, unless there is no time even for that."""
         wire = await self._connection()
-        data = request("POST", COMPLETIONS, json.dumps(body).encode(), self._headers())
-        await wire.send(data)
+        await wire.send(request("POST", path, json.dumps(body).encode(), self._headers()))
         reply = await self._reply(wire)
         if reply.status != 503:
             assert reply.status == status, reply
@@ -217,6 +231,7 @@ KINDS: dict[Callable[[Visitor], Awaitable[str]], float] = {
     Visitor.sends_a_wrong_value: 7,
     Visitor.sends_too_much: 3,
     Visitor.asks_for_too_much: 2,
+    Visitor.sends_a_large_body: 2,
     Visitor.asks_another_model: 2,
     Visitor.has_no_key: 4,
     Visitor.is_lost: 2,
