@@ -19,16 +19,17 @@ from .test_bad_requests import BAD_BODIES, WRONG_VALUES
 from .wire import Reply, Wire, request
 
 KEY = "a-key"
-MOST_BODY_BYTES = 120_000
+MOST_BODY_BYTES = 20_000
+LARGE_BODY_BYTES = 4096
 LONGEST_VISIT_S = 60.0
 COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 LARGE_BODIES: list[tuple[str, dict[str, Any]]] = [
-    (COMPLETIONS, {"prompt": "a b" * 36_000}),
-    (COMPLETIONS, {"prompt": ["a"] * 20_000}),
-    (COMPLETIONS, {"prompt": [[1]] * 20_000}),
-    (COMPLETIONS, {"prompt": [5] * 36_000, "echo": True}),
-    (CHAT, {"messages": [{"role": "user", "content": "a b"}] * 2300}),
+    (COMPLETIONS, {"prompt": "a b" * 6000}),
+    (COMPLETIONS, {"prompt": ["a"] * 4000}),
+    (COMPLETIONS, {"prompt": [[1]] * 3000}),
+    (COMPLETIONS, {"prompt": [5] * 6000, "echo": True}),
+    (CHAT, {"messages": [{"role": "user", "content": "a b"}] * 400}),
 ]
 
 _bodies = [(body, status) for body, status, _ in BAD_BODIES if len(body) <= MOST_BODY_BYTES]
@@ -127,7 +128,7 @@ class Visitor:
             data = request("POST", COMPLETIONS, b"", self._headers(), length=10**9)
         else:
             headers = {**self._headers(), "Transfer-Encoding": "chunked", "Content-Length": ""}
-            chunk = b"8000\r\n" + b" " * 0x8000 + b"\r\n"
+            chunk = b"1000\r\n" + b" " * 4096 + b"\r\n"
             data = request("POST", COMPLETIONS, headers=headers) + chunk * 6
         outcome = await self._expect(413, data)
         await self.close()  # the rest of the body is expected on this connection
