@@ -26,7 +26,7 @@ COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 LARGE_BODIES: list[tuple[str, dict[str, Any]]] = [
     (COMPLETIONS, {"prompt": "a b" * 6000}),
-    (COMPLETIONS, {"prompt": ["a"] * 4000}),
+    (COMPLETIONS, {"prompt": ["a"] * 3000}),
     (COMPLETIONS, {"prompt": [[1]] * 3000}),
     (COMPLETIONS, {"prompt": [5] * 6000, "echo": True}),
     (CHAT, {"messages": [{"role": "user", "content": "a b"}] * 400}),
