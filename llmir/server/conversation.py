@@ -74,7 +74,7 @@ async def render(
 
     try:
         plain = use is None and not chat_template_kwargs and _is_short(messages)
-        return work() if plain else await asyncio.to_thread(work)
+        return await (serving.in_turn(work) if plain else asyncio.to_thread(work))
     except RequestError as error:
         raise ApiError(400, str(error), param=param) from error
 

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 
 import httpx
 import pytest
@@ -109,5 +110,20 @@ def test_long_texts_are_split_beside_the_loop():
         body = {"messages": messages, "return_token_strs": True}
         tokens = (await post(server, "/tokenize", body)).json()
         assert len(tokens["token_strs"]) == tokens["count"] > 60_000
+
+    serve(main)
+
+
+def test_what_is_done_on_the_loop_is_done_in_turns():
+    def work(number: int) -> int:
+        time.sleep(0.01)
+        return number
+
+    async def main(server):
+        serving = server.app.state.serving
+        async with watched_loop() as gaps:
+            several = [serving.in_turn(partial(work, number)) for number in range(60)]
+            assert await asyncio.gather(*several) == [*range(60)]
+        assert gaps[0] < LONGEST_GAP_S
 
     serve(main)
