@@ -15,6 +15,7 @@ import click
 
 from llmir.api import AsyncLLM, load
 from llmir.artifact import Artifact, is_artifact
+from llmir.cli.listener import address, bind
 from llmir.cli.model import model_options
 from llmir.cli.progress import num_compile_stages, stages
 from llmir.cli.serve_options import KV_DTYPES, engine_flags, limit_flags
@@ -139,7 +140,7 @@ def serve(
     )
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     # Before the model is opened, which may take long: whether there is a place to listen.
-    with _bind(host, port, uds) as listener:
+    with bind(host, port, uds) as listener:
         _serve(open_engine(model, **choice), settings, listener)
 
 
@@ -295,33 +296,3 @@ def _origins(given: Sequence[str]) -> tuple[str, ...]:
                 'such as https://a.example or http://localhost:3000; "*" is any'
             )
     return tuple(origins)
-
-
-def _bind(host: str, port: int, uds: str | None) -> socket.socket:
-    """A socket with its address, which does not listen yet.  Raises OSError."""
-    if uds is not None:
-        listener = socket.socket(socket.AF_UNIX)
-        address: Any = uds
-    else:
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except (socket.gaierror, UnicodeError) as error:  # the latter of a name that is too long
-            reason = getattr(error, "strerror", None) or "not a host name"
-            raise OptionError(f"--host {host}: {reason}") from error
-        family, _, _, _, address = found[0]
-        listener = socket.socket(family)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind(address)
-    except OSError as error:
-        listener.close()
-        raise OSError(error.errno, error.strerror, uds or f"{host}:{port}") from error
-    return listener
-
-
-def address(listener: socket.socket) -> str:
-    """Where a client finds it."""
-    if listener.family == socket.AF_UNIX:
-        return f"unix:{listener.getsockname()}"
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 from llmir.engine.core import EngineCore
@@ -28,7 +29,8 @@ from llmir.engine.request_checks import RequestChecks
 from llmir.engine.sampling_params import SamplingParams
 from llmir.engine.scheduler import SchedulerConfig
 from llmir.engine.stats import EngineStats
-from llmir.engine.step_thread import StepThread
+from llmir.engine.step_thread import Command, StepThread
+from llmir.engine.structured_output import Grammar
 from llmir.engine.tokenizer import Tokenizer
 from llmir.errors import EngineStoppedError, RequestError
 from llmir.runtime.base import StepRunner
@@ -86,6 +88,8 @@ class AsyncLLM(Frontend):
         self._streams: dict[str, _Stream] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: StepThread | None = None
+        # Of its own, so that what else is done on threads does not wait for the slowest grammars.
+        self._compiling = ThreadPoolExecutor(thread_name_prefix="llmir-grammar")
         self._closing = False
         self._error: Exception | None = None
         self._idle = asyncio.Event()
@@ -97,14 +101,25 @@ class AsyncLLM(Frontend):
     async def __aexit__(self, *_: object) -> None:
         await self.shutdown(drain_seconds=0)
 
-    async def prepare(self, params: SamplingParams) -> None:
-        """Compile what `structured_outputs` asks for, on a thread; `generate` finds it done.
+    async def prepare(self, params: SamplingParams) -> Grammar | None:
+        """Compile what `structured_outputs` asks for, on a thread; give `generate` the result.
 
-        Without this the call of `generate` compiles, which takes seconds for the largest.
-        Raises RequestError as `generate`.
+        Without it the call of `generate` compiles, which takes seconds for the largest.
+        None: these parameters ask for no form.  Raises RequestError and EngineStoppedError as
+        `generate`.
         """
-        if params.structured_outputs is not None:
-            await asyncio.to_thread(self._core.grammars.compile, params.structured_outputs)
+        self._check_running()
+        form = params.structured_outputs
+        if form is None:
+            return None
+        compiling = self._compiling.submit(self._core.grammars.compile, form)
+        try:
+            return await asyncio.wrap_future(compiling)
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise EngineStoppedError("the engine is shutting down") from None
 
     # -- requests ------------------------------------------------------------------------
 
@@ -117,11 +132,13 @@ class AsyncLLM(Frontend):
         priority: int = 0,
         delta: bool = False,
         final_only: bool = False,
+        grammar: Grammar | None = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Answer one prompt, yielding as it goes; the last output has `finished` set.
 
         Each output is cumulative; with `delta`, it holds only what is new since the one before;
-        with `final_only` there is the last one alone.  A reader that is slower than the steps
+        with `final_only` there is the last one alone.  `grammar` is what `prepare` made of these
+        parameters.  A reader that is slower than the steps
         gets several tokens at once.  The request begins with the first `anext`; closing the
         generator, or cancelling who waits for it, aborts it.
 
@@ -147,6 +164,7 @@ class AsyncLLM(Frontend):
             params,
             prompt=parsed.text,
             priority=priority,
+            grammar=grammar,
         )
         return self._follow(request, delta, final_only)
 
@@ -190,14 +208,14 @@ class AsyncLLM(Frontend):
         stream = self._streams[request.request_id] = _Stream(final_only=final_only)
         self._idle.clear()
         self._processor.add(request)
-        thread.submit(partial(_add, request))
+        thread.submit(Command(request.request_id, partial(_add, request)))
         return stream
 
     def _drop(self, request_id: str) -> RequestOutput | None:
         """End a request where it is, for the step too; None: it has ended already."""
         output = self._processor.abort(request_id, time.monotonic())
         if output is not None and self._thread is not None:
-            self._thread.submit(partial(_abort, request_id))
+            self._thread.submit(Command(request_id, partial(_abort, request_id)))
         return output
 
     # -- results, on the loop ------------------------------------------------------------
@@ -232,7 +250,7 @@ class AsyncLLM(Frontend):
         processed = self._processor.process(result)
         if self._thread is not None:
             for request_id, index in processed.stopped:
-                self._thread.submit(partial(_stop, request_id, index))
+                self._thread.submit(Command(request_id, partial(_stop, request_id, index)))
         for request_id in processed.request_ids:
             stream = self._streams[request_id]
             if not stream.final_only or self._processor.is_finished(request_id):
@@ -293,6 +311,7 @@ class AsyncLLM(Frontend):
         if self._thread is not None:
             self._thread.stop()
             await asyncio.to_thread(self._thread.join)
+        self._compiling.shutdown(wait=False, cancel_futures=True)
 
     def _check_running(self) -> None:
         if self._error is not None:

@@ -21,7 +21,6 @@ from llmir.engine.outputs import TokenLogprobs
 from llmir.engine.prompt_rows import token_logprobs
 from llmir.engine.request import Request, SequenceUpdate, StepResult
 from llmir.engine.sampler import SampleState
-from llmir.engine.sampling_params import SamplingParams
 from llmir.engine.scheduler import Chunk, Scheduler, SchedulerConfig
 from llmir.engine.sequence import Sequence
 from llmir.engine.stats import EngineStats, StepSeconds
@@ -44,7 +43,8 @@ class EngineCore:
 
     Attributes:
         in_step: the requests of the last step that was begun.
-        grammars: those of structured outputs; may be used from any thread.
+        grammars: compiles those of structured outputs, for who makes requests; may be used from
+            any thread.
     """
 
     def __init__(
@@ -240,15 +240,17 @@ class EngineCore:
     def add(self, request: Request) -> None:
         """Queue a request, which was checked; `step` serves it."""
         assert request.request_id not in self._seqs, "a request with this id is being served"
-        seqs: list[Sequence] = []
-        for index in range(request.params.n):
-            seqs.append(self._sequence(request, index))
+        seqs = [self._sequence(request, index) for index in range(request.params.n)]
+        proposers: dict[Sequence, NgramProposer] = {}
+        if self._speculation is not None and request.max_tokens > 0:
+            for seq in seqs:
+                proposers[seq] = NgramProposer(self._speculation)
+                proposers[seq].extend(request.prompt_token_ids)
+        # All that may fail lies behind.
         self._seqs[request.request_id] = seqs
+        self._proposers.update(proposers)
         for seq in seqs:
             self.scheduler.add(seq)
-            if self._speculation is not None and request.max_tokens > 0:
-                self._proposers[seq] = NgramProposer(self._speculation)
-                self._proposers[seq].extend(request.prompt_token_ids)
 
     def abort(self, request_id: str) -> bool:
         """End a request and free what it holds, at once; False: there is no such request."""
@@ -293,7 +295,7 @@ class EngineCore:
                 output_token_ids=output,
                 stop_ids=sorted(eos.union(params.stop_ids)),
                 rng=np.random.Generator(np.random.Philox(seed)),
-                constraint=self._constraint(params, output),
+                constraint=self._constraint(request, output),
             ),
             eos_token_ids=eos,
             max_tokens=request.max_tokens,
@@ -302,11 +304,13 @@ class EngineCore:
             prompt_rows=request.prompt_rows if index == 0 else None,
         )
 
-    def _constraint(self, params: SamplingParams, output: Seq[int]) -> Constraint | None:
-        if params.structured_outputs is None:
+    def _constraint(self, request: Request, output: Seq[int]) -> Constraint | None:
+        params = request.params
+        if request.grammar is None:
+            assert params.structured_outputs is None, "requests bring their grammar"
             return None
         return Constraint(
-            self.grammars.compile(params.structured_outputs),
+            request.grammar,
             output,
             eos_ids=sorted(self.eos_token_ids),
             stop_ids=params.stop_ids,

@@ -51,6 +51,28 @@ class Frontend:
     ) -> TokensPrompt:
         """The prompt of a conversation.
 
+        Raises RequestError as `chat_text`, whose arguments these are.
+        """
+        text = self.chat_text(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            tools=tools,
+            chat_template=chat_template,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        return self.chat_prompt(text)
+
+    def chat_text(
+        self,
+        messages: Messages,
+        *,
+        add_generation_prompt: bool = True,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> str:
+        """What a chat template makes of a conversation.
+
         Args:
             messages: dicts with `role` and `content`.
             tools: JSON schemas of functions, for the template to show.
@@ -59,14 +81,15 @@ class Frontend:
 
         Raises RequestError: there is no template, or it refuses these messages.
         """
-        tokenizer = self.get_tokenizer()
-        text = tokenizer.apply_chat_template(
+        return self.get_tokenizer().apply_chat_template(
             messages,
             tools=tools,
             add_generation_prompt=add_generation_prompt,
             chat_template=chat_template,
             **(chat_template_kwargs or {}),
         )
-        # The template has written BOS where it wants it.
-        token_ids = tokenizer.encode(text, add_special_tokens=False)
+
+    def chat_prompt(self, text: str) -> TokensPrompt:
+        """The prompt of what a chat template has written, BOS included where it wants it."""
+        token_ids = self.get_tokenizer().encode(text, add_special_tokens=False)
         return {"prompt_token_ids": token_ids, "prompt": text}

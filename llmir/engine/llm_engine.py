@@ -18,6 +18,7 @@ from llmir.engine.request_checks import RequestChecks
 from llmir.engine.sampling_params import SamplingParams
 from llmir.engine.scheduler import Scheduler, SchedulerConfig
 from llmir.engine.stats import EngineStats
+from llmir.engine.structured_output import Grammar
 from llmir.engine.tokenizer import Tokenizer
 from llmir.errors import RequestError
 from llmir.runtime.base import StepRunner
@@ -135,9 +136,12 @@ class LLMEngine:
         """How many tokens the output may have; nothing is queued.
 
         Raises RequestError: the prompt is empty, holds ids the model does not have, or could
-        not be served even alone; a parameter names such an id.
+        not be served even alone; a parameter names such an id, or a form of the output that
+        cannot be had.
         """
-        return self._checks.request(prompt_token_ids, params)
+        max_tokens = self._checks.request(prompt_token_ids, params)
+        self._checks.grammar(params)
+        return max_tokens
 
     def stats(self) -> EngineStats:
         """What there is to know of the engine now."""
@@ -148,8 +152,8 @@ class LLMEngine:
             raise RequestError(f"a request with the id {request_id!r} is being served")
 
     def _add(self, request: Request) -> None:
-        self._processor.add(request)
         self.core.add(request)
+        self._processor.add(request)
 
 
 def make_request(
@@ -160,8 +164,14 @@ def make_request(
     *,
     prompt: str | None = None,
     priority: int = 0,
+    grammar: Grammar | None = None,
 ) -> Request:
-    """A request that can be served.  Raises RequestError as `RequestChecks.request`."""
+    """A request that can be served.
+
+    grammar: of `params.structured_outputs`, where somebody has compiled it.
+
+    Raises RequestError as `RequestChecks.request` and `RequestChecks.grammar`.
+    """
     max_tokens = checks.request(prompt_token_ids, params)
     token_ids = list(prompt_token_ids)
     rows = None
@@ -174,5 +184,6 @@ def make_request(
         params=params,
         max_tokens=max_tokens,
         priority=priority,
+        grammar=checks.grammar(params, grammar),
         prompt_rows=rows,
     )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from llmir.engine.outputs import FinishReason, TokenLogprobs
 from llmir.engine.prompt_rows import PromptRows
 from llmir.engine.sampling_params import SamplingParams
+from llmir.engine.structured_output import Grammar
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,6 +21,8 @@ class Request:
     prompt         its text; None when token ids were given
     max_tokens     output tokens at most, the model's context considered; 0: it is only run
     priority       the lower is served first, under the policy `priority`
+    grammar        what the outputs must be, as `params.structured_outputs` says, compiled; the
+                   step never compiles, which may take long and fail
     prompt_rows    takes logits of the prompt's positions; None: not wanted
     arrival_time   seconds of `time.monotonic`
     """
@@ -30,6 +33,7 @@ class Request:
     params: SamplingParams
     max_tokens: int
     priority: int = 0
+    grammar: Grammar | None = None
     prompt_rows: PromptRows | None = None
     arrival_time: float = field(default_factory=time.monotonic)
 

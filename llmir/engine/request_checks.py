@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from llmir.engine.block_manager import BlockManager
 from llmir.engine.sampling_params import SamplingParams
-from llmir.engine.structured_output import GrammarCompiler
+from llmir.engine.structured_output import Grammar, GrammarCompiler
 from llmir.engine.tokenizer import Tokenizer
 from llmir.errors import RequestError
 from llmir.runtime.base import StepLimits
@@ -42,12 +42,22 @@ class RequestChecks:
         """How many tokens the output may have.
 
         Raises RequestError: the prompt is empty, holds ids the model does not have, or could
-        not be served even alone; a parameter names such an id, or a form of the output that
-        cannot be had.
+        not be served even alone; a parameter names such an id.  The form of the output is
+        `grammar`'s to check.
         """
         self._check_prompt(prompt_token_ids)
         self._check_params(params)
         return self._max_tokens(len(prompt_token_ids), params)
+
+    def grammar(self, params: SamplingParams, given: Grammar | None = None) -> Grammar | None:
+        """What the outputs are held to; compiled here unless it is `given`.
+
+        Raises RequestError: it cannot be compiled, or what is given is of another form.
+        """
+        form = params.structured_outputs
+        if given is not None and given.form != form:
+            raise RequestError("the grammar was compiled for other structured_outputs than these")
+        return self.grammars.compile(form) if given is None and form is not None else given
 
     def prompt(self, token_ids: Sequence[int]) -> None:
         """Raises RequestError as `request`, of a prompt that is only run."""
@@ -74,8 +84,6 @@ class RequestChecks:
                     raise RequestError(
                         f"{name} has token id {token_id}; the model has 0 … {vocab_size - 1}"
                     )
-        if params.structured_outputs is not None:
-            self.grammars.compile(params.structured_outputs)
         for name in ("logprobs", "prompt_logprobs"):
             if (getattr(params, name) or 0) > vocab_size:
                 raise RequestError(

@@ -9,12 +9,20 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from llmir.engine.core import EngineCore
 from llmir.engine.request import StepResult
 
-Command = Callable[[EngineCore], None]
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """Something to do between two steps, for one request."""
+
+    request_id: str
+    run: Callable[[EngineCore], None]
 
 
 class StepThread:
@@ -23,8 +31,8 @@ class StepThread:
     Args:
         core: what is stepped while it has requests.
         on_result: takes each step's result; called on this thread.
-        on_failure: takes the requests that a failed step had, which are ended by then, and its
-            error; called on this thread.  The others go on.
+        on_failure: takes the requests that a failed step had, or the one of a failed command,
+            which are ended by then, and its error; called on this thread.  The others go on.
         on_stop: called last of all, with the error if the thread could not go on.
     """
 
@@ -78,7 +86,16 @@ class StepThread:
                 return True
             if command is None:
                 return False
-            command(self._core)
+            self._run(command)
+
+    def _run(self, command: Command) -> None:
+        try:
+            command.run(self._core)
+        except Exception as error:
+            _log.exception("a request could not be taken or ended")
+            # If it cannot be ended either, nobody knows what it holds: that ends the engine.
+            self._core.abort(command.request_id)
+            self._on_failure([command.request_id], error)
 
     def _step(self) -> None:
         try:

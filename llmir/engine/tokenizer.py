@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import tokenizers
 
 from llmir.engine.chat_template import render_chat
+from llmir.engine.token_bounds import TokenBound, token_bound
 from llmir.errors import ArtifactCorruptError, ArtifactNotFoundError, RequestError, UnknownNameError
+
+LONG_TEXT = 2000
+"""Characters that take about a millisecond to tokenize."""
+
+LONG_OUTPUT = 2000
+"""Tokens that take about a millisecond to make text of."""
 
 SPECIAL_TOKENS = (
     "bos_token",
@@ -109,17 +116,41 @@ class Tokenizer:
         """Token ids of `text`, framed by BOS and EOS where tokenizer.json says so.
 
         The config's add_bos_token is not looked at, and neither does transformers look at it
-        beside a tokenizer.json.  Raises RequestError for text that is not Unicode, such as a
-        lone surrogate.
+        beside a tokenizer.json.  Other threads run while a long text is tokenized.
+        Raises RequestError for text that is not Unicode, such as a lone surrogate.
         """
         try:
-            return list(self.backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            if isinstance(text, str) and len(text) > LONG_TEXT:
+                # The library's `encode` holds Python's lock; this one gives the same ids.
+                (found,) = self.backend.encode_batch_fast(
+                    [text], add_special_tokens=add_special_tokens
+                )
+            else:
+                found = self.backend.encode(text, add_special_tokens=add_special_tokens)
+            return list(found.ids)
         except (TypeError, UnicodeEncodeError) as error:
             raise RequestError(f"a prompt must be Unicode text: {error}") from error
 
     def decode(self, token_ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of `token_ids`; ids the tokenizer does not have yield nothing."""
+        """Text of `token_ids`; ids the tokenizer does not have yield nothing.
+
+        Other threads run while many are made text of.
+        """
+        if len(token_ids) > LONG_OUTPUT:
+            (text,) = self.backend.decode_batch(
+                [token_ids], skip_special_tokens=skip_special_tokens
+            )
+            return str(text)
         return str(self.backend.decode(token_ids, skip_special_tokens=skip_special_tokens))
+
+    def min_tokens(self, text: str) -> int:
+        """How many tokens `text` has at least; 0 where its length does not tell."""
+        bound = self._bound
+        return 0 if bound is None else bound.min_tokens(text)
+
+    @cached_property
+    def _bound(self) -> TokenBound | None:
+        return token_bound(self.backend)
 
     def _token_text(self, token_id: int) -> str:
         # Decoders in SentencePiece's manner strip the space of a first token, so that each

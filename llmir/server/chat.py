@@ -96,11 +96,11 @@ class ChatJob(Job):
             chat_template_kwargs=body.chat_template_kwargs,
             use=self._use,
         )
-        await self.prepare(self.params)
         return Work(
             request_id=self.id,
             prompts=[prompt],
             params=self.params,
+            grammar=await self.prepare(self.params),
             priority=body.priority or 0,
             param="messages",
         )

@@ -61,6 +61,11 @@ class CompletionJob(Job):
         self._check_logprobs("logprobs", body.logprobs)
         self._offsets: dict[int, int] = {}  # choice → characters of its tokens so far
         self.params = self._params()
+        prompt: Any = body.prompt
+        one = isinstance(prompt, str) or isinstance(prompt[0], int)
+        self._given: list[str | list[int]] = [prompt] if one else prompt
+        # Before any of them is tokenized for nothing.
+        serving.check_room(len(self._given), self.params.n, "prompt")
 
     def _params(self) -> SamplingParams:
         body = self.body
@@ -73,29 +78,40 @@ class CompletionJob(Job):
         return self.sampling_params(body, {}, **more)
 
     async def _work(self) -> Work:
-        prompt = self.body.prompt
-        given: list[Any] = prompt if isinstance(prompt, list) else [prompt]
-        if given and isinstance(given[0], int):
-            given = [given]
-        prompts = [await self._prompt(one) for one in given]
-        await self.prepare(self.params)
+        prompts = await self._prompts()
         return Work(
             request_id=self.id,
             prompts=prompts,
             params=self.params,
+            grammar=await self.prepare(self.params),
             priority=self.body.priority or 0,
         )
 
-    async def _prompt(self, given: str | list[int]) -> TokensPrompt:
-        if isinstance(given, str):
+    async def _prompts(self) -> list[TokensPrompt]:
+        serving = self.serving
+        texts = [one for one in self._given if isinstance(one, str)]
+        if texts:
+            for text in texts:
+                serving.check_text(text, "prompt")
             special = self.body.add_special_tokens is not False
-            token_ids = await self.serving.tokenize(given, add_special_tokens=special)
-            return {"prompt_token_ids": token_ids, "prompt": given}
+            tokens = await serving.tokenize(texts, add_special_tokens=special)
+            return [
+                {"prompt_token_ids": token_ids, "prompt": text}
+                for token_ids, text in zip(tokens, texts, strict=True)
+            ]
+        lists = [one for one in self._given if isinstance(one, list)]
+        for token_ids in lists:
+            serving.check_length(len(token_ids), "prompt")
         if not self.body.echo:
-            return {"prompt_token_ids": given}
-        tokenizer = self.serving.engine.get_tokenizer()
-        text = await asyncio.to_thread(tokenizer.decode, given, skip_special_tokens=False)
-        return {"prompt_token_ids": given, "prompt": text}
+            return [{"prompt_token_ids": token_ids} for token_ids in lists]
+        return await asyncio.to_thread(self._with_texts, lists)
+
+    def _with_texts(self, lists: list[list[int]]) -> list[TokensPrompt]:
+        decode = self.serving.engine.get_tokenizer().decode
+        return [
+            {"prompt_token_ids": token_ids, "prompt": decode(token_ids, skip_special_tokens=False)}
+            for token_ids in lists
+        ]
 
     # -- answers -------------------------------------------------------------------------
 

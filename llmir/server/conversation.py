@@ -8,16 +8,22 @@ from functools import partial
 from typing import Any, Protocol
 
 from llmir.engine import TokensPrompt
+from llmir.engine.tokenizer import LONG_TEXT
 from llmir.errors import RequestError
 from llmir.server.errors import ApiError
-from llmir.server.serving import LONG_TEXT, Serving
+from llmir.server.serving import Serving
 from llmir.server.tools.formats import SMOLLM2, ToolFormat, format_of, get_format
 from llmir.server.tools.prompt import with_tools, without_tool_messages
 from llmir.server.tools.use import ToolUse
 
+SHORT_CONVERSATION = 20
+"""Messages that a template writes in about a millisecond."""
+
 
 class Renderable(Protocol):
     """A message of a request."""
+
+    content: Any
 
     def for_template(self) -> dict[str, Any]:
         """As chat templates read it: a dict with "role", and "content" that is a string."""
@@ -48,13 +54,52 @@ async def render(
     chat_template_kwargs: dict[str, Any] | None = None,
     use: ToolUse | None = None,
     param: str = "messages",
+    any_length: bool = False,
 ) -> TokensPrompt:
     """The prompt of a conversation; a long one is made beside the event loop.
 
     param: what the messages came in, for errors about them.
+    any_length: also one that the model has no room for.
 
-    Raises ApiError: there is no chat template, or it refuses these messages.
+    Raises ApiError: there is no chat template, or it refuses these messages, or their text is
+    seen to be too long before it is tokenized.
     """
+    write = partial(_text, serving, messages, add_generation_prompt, chat_template_kwargs, use)
+
+    def work() -> TokensPrompt:
+        text = write()
+        if not any_length:
+            serving.check_text(text, param)
+        return serving.engine.chat_prompt(text)
+
+    try:
+        plain = use is None and not chat_template_kwargs and _is_short(messages)
+        return await (serving.in_turn(work) if plain else asyncio.to_thread(work))
+    except RequestError as error:
+        raise ApiError(400, str(error), param=param) from error
+
+
+def _is_short(messages: Sequence[Renderable]) -> bool:
+    """Whether these are few short texts, and nothing else that may be long."""
+    if len(messages) > SHORT_CONVERSATION:
+        return False
+    num_chars = 0
+    for message in messages:
+        content = message.content or ""
+        if not isinstance(content, str) or getattr(message, "tool_calls", None):
+            return False
+        num_chars += len(content)
+    return num_chars <= LONG_TEXT
+
+
+def _text(
+    serving: Serving,
+    messages: Sequence[Renderable],
+    add_generation_prompt: bool,
+    chat_template_kwargs: dict[str, Any] | None,
+    use: ToolUse | None,
+) -> str:
+    """What the chat template makes of a conversation, which is first made as it expects one."""
     plain = [message.for_template() for message in messages]
     every = templates(serving)
     if not any("developer" in one for one in every):
@@ -67,16 +112,10 @@ async def render(
     if tools is not None and not any("tools" in one for one in every):
         plain = with_tools(plain, tools, tool_format(serving) or SMOLLM2)
         tools = None
-    work = partial(
-        serving.engine.render_chat,
+    return serving.engine.chat_text(
         plain,
         add_generation_prompt=add_generation_prompt,
         tools=tools,
         chat_template=serving.settings.chat_template,
         chat_template_kwargs=chat_template_kwargs,
     )
-    num_chars = sum(len(message["content"]) for message in plain)
-    try:
-        return await asyncio.to_thread(work) if num_chars > LONG_TEXT else work()
-    except RequestError as error:
-        raise ApiError(400, str(error), param=param) from error

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmir.engine import AsyncLLM, SamplingParams, StructuredOutputsParams
+from llmir.engine.structured_output import Grammar
 from llmir.errors import LlmirError, OptionError, RequestError
 from llmir.server.errors import ApiError
 from llmir.server.protocol.structured import (
@@ -78,13 +79,16 @@ _NOTHING_FITS = (
 """What llguidance says of a grammar that no text satisfies, and what a client is told."""
 
 
-async def compile_form(engine: AsyncLLM, params: SamplingParams, form: Form | None) -> None:
+async def compile_form(
+    engine: AsyncLLM, params: SamplingParams, form: Form | None
+) -> Grammar | None:
     """Compile a form that `params` asks for, beside the event loop.  Raises ApiError."""
-    if form is not None:
-        try:
-            await engine.prepare(params)
-        except RequestError as error:
-            raise form_error(error, form.name) from error
+    if form is None:
+        return None
+    try:
+        return await engine.prepare(params)
+    except RequestError as error:
+        raise form_error(error, form.name) from error
 
 
 def form_error(error: LlmirError, name: str) -> ApiError:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from llmir.engine import RequestOutput, SamplingParams
+from llmir.engine.structured_output import Grammar
 from llmir.server.errors import ApiError, as_api_error
 from llmir.server.forms import Form, compile_form, wanted_form
 from llmir.server.protocol.common import Usage
@@ -110,9 +111,9 @@ class Job:
             told.param = renamed.get(told.param or "", told.param)
             raise told from error
 
-    async def prepare(self, params: SamplingParams) -> None:
+    async def prepare(self, params: SamplingParams) -> Grammar | None:
         """Compile the output's form beside the event loop.  Raises ApiError: it has none."""
-        await compile_form(self.serving.engine, params, self.form)
+        return await compile_form(self.serving.engine, params, self.form)
 
     def _check_logprobs(self, name: str, value: int | None) -> None:
         most = self.serving.settings.max_logprobs

@@ -10,18 +10,27 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Coroutine
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope
 
-from llmir.server.errors import ApiError
+from llmir.server.errors import ApiError, as_api_error
 
 MAX_DEPTH = 64
 """Lists and objects in one another: a tool's JSON schema may be 20 deep, hardly more."""
 
+MAX_CONTAINERS = 65_536
+"""Lists and objects in a body: each takes a microsecond to read, and several to check."""
+
 LARGE_BODY = 64 * 1024
+
+LONG_LIST = 10_000
+"""Values of which JSON is written in about a millisecond."""
 
 _BRACKET_OR_STRING = re.compile(rb'[\[\]{}]|"(?:[^"\\]+|\\.)*"?', re.DOTALL)
 _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -29,6 +38,25 @@ _SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 def dumps(value: Any) -> bytes:
     """Compact JSON.  Raises ValueError on infinities and NaN, which JSON does not have."""
+    if not isinstance(value, dict) or not any(map(_is_long, value.values())):
+        return _dumps(value)
+    members = (_dumps(key) + b":" + _in_pieces(member) for key, member in value.items())
+    return b"{" + b",".join(members) + b"}"
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, list) and len(value) > LONG_LIST
+
+
+def _in_pieces(value: Any) -> bytes:
+    """As `_dumps`, which holds Python's lock while it writes a list, however long."""
+    if not _is_long(value):
+        return _dumps(value)
+    pieces = (value[at : at + LONG_LIST] for at in range(0, len(value), LONG_LIST))
+    return b"[" + b",".join(_dumps(piece)[1:-1] for piece in pieces) + b"]"
+
+
+def _dumps(value: Any) -> bytes:
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     # A lone surrogate of a message about one comes out as JSON's own escape.
     return text.encode("utf-8", "backslashreplace")
@@ -44,15 +72,38 @@ class JsonResponse(Response):
 
 
 class JsonRequest(Request):
-    """A request whose body is read by `parse`."""
+    """A request whose body is read by `parse`.
+
+    model: what it must be; None: any value.
+    """
+
+    def __init__(self, scope: Scope, receive: Receive, model: type[BaseModel] | None) -> None:
+        super().__init__(scope, receive)
+        self._model = model
 
     async def json(self) -> Any:
+        """The body: JSON's value, or that of a large one as the model, which the route takes too.
+
+        Raises ApiError.
+        """
         if not hasattr(self, "_json"):
             body = await self.body()
             # A large one would hold the event loop for longer than a token takes.
             large = len(body) > LARGE_BODY
-            self._json = await asyncio.to_thread(parse, body) if large else parse(body)
+            self._json = await asyncio.to_thread(self._read, body) if large else parse(body)
         return self._json
+
+    def _read(self, body: bytes) -> Any:
+        value = parse(body)
+        if self._model is None:
+            return value
+        try:
+            return self._model.model_validate(value)
+        except ValidationError as error:
+            found = [
+                {**one, "loc": ("body", *one["loc"])} for one in error.errors(include_url=False)
+            ]
+            raise as_api_error(RequestValidationError(found, body=value)) from error
 
 
 class JsonRoute(APIRoute):
@@ -62,9 +113,11 @@ class JsonRoute(APIRoute):
         handler = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
+            model = None
             if self.body_field is not None:
                 check_content_type(request)
-            return await handler(JsonRequest(request.scope, request.receive))
+                model = cast(type[BaseModel], self.body_field.field_info.annotation)
+            return await handler(JsonRequest(request.scope, request.receive, model))
 
         return handle
 
@@ -106,11 +159,16 @@ def _refuse_constant(name: str) -> NoReturn:
 def _check_depth(body: bytes) -> None:
     if body.count(b"[") + body.count(b"{") <= MAX_DEPTH:
         return
-    depth = 0
+    depth = count = 0
     for found in _BRACKET_OR_STRING.finditer(body):
         mark = found[0]
         if mark in b"[{":
             depth += 1
+            count += 1
+            if count > MAX_CONTAINERS:
+                raise ApiError(
+                    400, f"the body has more than {MAX_CONTAINERS} lists and objects in it"
+                )
             if depth > MAX_DEPTH:
                 raise ApiError(400, f"the body nests lists and objects more than {MAX_DEPTH} deep")
         elif mark in b"]}":

@@ -9,6 +9,8 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
+STARTED_AT_ONCE = 32
+
 
 async def merge(
     streams: Sequence[AsyncGenerator[Item, None]],
@@ -35,9 +37,13 @@ async def merge(
         else:
             await queue.put(None)
 
-    tasks = [asyncio.create_task(pump(*numbered)) for numbered in enumerate(streams)]
-    num_open = len(tasks)
+    tasks: list[asyncio.Task[None]] = []
+    num_open = len(streams)
     try:
+        for place, stream in enumerate(streams):
+            tasks.append(asyncio.create_task(pump(place, stream)))
+            if len(tasks) % STARTED_AT_ONCE == 0:
+                await asyncio.sleep(0)  # thousands that begin together would hold the loop
         while num_open:
             got = await queue.get()
             if got is None:

@@ -111,8 +111,13 @@ class ResponseJob:
 
     async def _work(self) -> Work:
         prompt = await render(self.serving, self._messages(), param="input")
-        await compile_form(self.serving.engine, self.params, self.form)
-        return Work(request_id=self.state.id, prompts=[prompt], params=self.params, param="input")
+        return Work(
+            request_id=self.state.id,
+            prompts=[prompt],
+            params=self.params,
+            grammar=await compile_form(self.serving.engine, self.params, self.form),
+            param="input",
+        )
 
     def _messages(self) -> Sequence[Renderable]:
         given = self.body.input

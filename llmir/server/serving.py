@@ -10,12 +10,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 from llmir.engine import AsyncLLM, RequestOutput, SamplingParams, TokensPrompt
+from llmir.engine.structured_output import Grammar
+from llmir.engine.tokenizer import LONG_TEXT
 from llmir.errors import LlmirError, RequestError
 from llmir.server.errors import ApiError, as_api_error, overloaded, shown
 from llmir.server.merge import merge
@@ -23,10 +25,11 @@ from llmir.server.metrics import Metrics
 from llmir.server.middleware import OpenRequests
 from llmir.server.settings import ServerSettings
 
-LONG_TEXT = 2000
-"""Characters that take about a millisecond to tokenize; more are tokenized on a thread."""
+LONGEST_TURN_S = 0.005
+"""How long the prompts of one request are looked at before others have their turn."""
 
 Form = Literal["delta", "final"]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +39,7 @@ class Work:
     request_id  what its outputs are called by, in the engine and in the answer
     prompts     served at the same time; an answer's `index` is a prompt's place here
     params      of the sampler, the same for all
+    grammar     what the engine's `prepare` made of them
     priority    lower ones are served first, where the scheduler looks at it
     param       the parameter that the prompts came in, for errors about them
     """
@@ -43,6 +47,7 @@ class Work:
     request_id: str
     prompts: Sequence[TokensPrompt]
     params: SamplingParams
+    grammar: Grammar | None = None
     priority: int = 0
     param: str = "prompt"
 
@@ -68,6 +73,7 @@ class Serving:
         self.draining = False
         self.created = int(time.time())
         self._numbers = itertools.count()
+        self._turns = asyncio.Lock()
 
     @property
     def model_name(self) -> str:
@@ -88,12 +94,45 @@ class Serving:
                 code="model_not_found",
             )
 
-    async def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """The tokens of a text.  A long one is tokenized beside the event loop."""
-        tokenizer = self.engine.get_tokenizer()
-        if len(text) <= LONG_TEXT:
-            return tokenizer.encode(text, add_special_tokens)
-        return await asyncio.to_thread(tokenizer.encode, text, add_special_tokens)
+    async def tokenize(
+        self, texts: Sequence[str], *, add_special_tokens: bool = True
+    ) -> list[list[int]]:
+        """The tokens of each text.  Long ones, or many, are tokenized beside the event loop."""
+        encode = self.engine.get_tokenizer().encode
+
+        def work() -> list[list[int]]:
+            return [encode(text, add_special_tokens) for text in texts]
+
+        if len(texts) <= LONG_TEXT and sum(map(len, texts)) <= LONG_TEXT:
+            return await self.in_turn(work)
+        return await asyncio.to_thread(work)
+
+    async def in_turn(self, work: Callable[[], Result]) -> Result:
+        """The result of a millisecond's work on the loop, one at a time.
+
+        Hundreds of requests that come together would else hold it for hundreds of milliseconds.
+        """
+        async with self._turns:
+            await asyncio.sleep(0)
+            return work()
+
+    def check_text(self, text: str, param: str) -> None:
+        """Raises ApiError where a text's length alone says that it has too many tokens."""
+        if len(text) > LONG_TEXT:
+            num_tokens = self.engine.get_tokenizer().min_tokens(text)
+            self.check_length(num_tokens, param, f"at least {num_tokens}")
+
+    def check_length(self, num_tokens: int, param: str, said: str = "") -> None:
+        """Raises ApiError for a prompt of more tokens than the model's context has room for."""
+        longest = self.engine.max_model_len
+        if num_tokens >= longest:
+            raise ApiError(
+                400,
+                f"{param} has {said or num_tokens} tokens and needs room for one more, but the "
+                f"model's context (max_model_len) is {longest} tokens",
+                param=param,
+                code="context_length_exceeded",
+            )
 
     async def answers(
         self, work: Work, form: Form
@@ -106,7 +145,7 @@ class Serving:
         Raises ApiError: nothing is served then, or nothing more.
         """
         with self._admitted(work):
-            streams = self._start(work, form)
+            streams = await self._start(work, form)
             watch = self.metrics.watch(work.params, len(streams))
             try:
                 async with aclosing(merge(streams)) as outputs:
@@ -120,27 +159,26 @@ class Serving:
             finally:
                 watch.end("abort")
 
-    def _start(self, work: Work, form: Form) -> list[AsyncGenerator[RequestOutput, None]]:
+    async def _start(self, work: Work, form: Form) -> list[AsyncGenerator[RequestOutput, None]]:
         """A stream for each prompt, all or none; they begin when they are read."""
+        streams = []
+        turn = time.monotonic() + LONGEST_TURN_S
         try:
-            return [self._stream(prompt, work, form) for prompt in work.prompts]
+            for prompt in work.prompts:
+                streams.append(self._stream(prompt, work, form))
+                if time.monotonic() > turn:
+                    await asyncio.sleep(0)
+                    turn = time.monotonic() + LONGEST_TURN_S
         except LlmirError as error:
             raise as_api_error(
                 error, {*type(work.params).__dataclass_fields__, "priority"}
             ) from error
+        return streams
 
     def _stream(
         self, prompt: TokensPrompt, work: Work, form: Form
     ) -> AsyncGenerator[RequestOutput, None]:
-        num_tokens, longest = len(prompt["prompt_token_ids"]), self.engine.max_model_len
-        if num_tokens >= longest:
-            raise ApiError(
-                400,
-                f"{work.param} has {num_tokens} tokens and needs room for one more, but the "
-                f"model's context (max_model_len) is {longest} tokens",
-                param=work.param,
-                code="context_length_exceeded",
-            )
+        self.check_length(len(prompt["prompt_token_ids"]), work.param)
         try:
             return self.engine.generate(
                 prompt,
@@ -149,6 +187,7 @@ class Serving:
                 priority=work.priority,
                 delta=form == "delta",
                 final_only=form == "final",
+                grammar=work.grammar,
             )
         except RequestError as error:
             if str(error).startswith(("the prompt ", "a prompt ")):
@@ -166,17 +205,22 @@ class Serving:
         if num_waiting + num_wanted > self.settings.max_waiting:
             raise overloaded(f"{num_waiting} sequences are waiting already; try again later")
 
-    @contextmanager
-    def _admitted(self, work: Work) -> Iterator[None]:
-        """Counts the sequences of some work while it is being done, if it may be."""
-        num_wanted, most = work.num_sequences, self.settings.max_waiting
+    def check_room(self, num_prompts: int, n: int, param: str) -> None:
+        """Raises ApiError for `n` outputs of each prompt if there is no room, ever or now."""
+        num_wanted, most = num_prompts * n, self.settings.max_waiting
         if num_wanted > most:
             raise ApiError(
                 400,
                 f"the request asks for {num_wanted} outputs; this server takes {most} at a time",
-                param=work.param if len(work.prompts) > 1 else "n",
+                param=param if num_prompts > 1 else "n",
             )
         self.check_open(num_wanted)
+
+    @contextmanager
+    def _admitted(self, work: Work) -> Iterator[None]:
+        """Counts the sequences of some work while it is being done, if it may be."""
+        num_wanted = work.num_sequences
+        self.check_room(len(work.prompts), work.params.n, work.param)
         self.num_sequences += num_wanted
         try:
             yield

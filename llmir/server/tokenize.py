@@ -15,7 +15,7 @@ from typing_extensions import TypedDict
 
 from llmir.server.conversation import render
 from llmir.server.errors import ApiError
-from llmir.server.json_body import JsonResponse, JsonRoute
+from llmir.server.json_body import LONG_LIST, JsonResponse, JsonRoute
 from llmir.server.protocol.base import RequestModel
 from llmir.server.protocol.chat import Messages
 from llmir.server.protocol.common import ERRORS
@@ -90,23 +90,28 @@ async def tokenize(body: TokenizeRequest, request: Request) -> Response:
             body.messages,
             add_generation_prompt=body.add_generation_prompt is not False,
             chat_template_kwargs=body.chat_template_kwargs,
+            any_length=True,
         )
         token_ids = prompt["prompt_token_ids"]
     else:
-        token_ids = await serving.tokenize(
-            body.prompt or "", add_special_tokens=body.add_special_tokens is not False
+        (token_ids,) = await serving.tokenize(
+            [body.prompt or ""], add_special_tokens=body.add_special_tokens is not False
         )
-    texts = None
-    if body.return_token_strs:
-        texts = [tokenizer.backend.id_to_token(token_id) for token_id in token_ids]
-    return JsonResponse(
-        Tokens(
-            count=len(token_ids),
-            max_model_len=serving.engine.max_model_len,
-            tokens=token_ids,
-            token_strs=texts,
+
+    def respond() -> Response:
+        texts = None
+        if body.return_token_strs:
+            texts = [tokenizer.backend.id_to_token(token_id) for token_id in token_ids]
+        return JsonResponse(
+            Tokens(
+                count=len(token_ids),
+                max_model_len=serving.engine.max_model_len,
+                tokens=token_ids,
+                token_strs=texts,
+            )
         )
-    )
+
+    return respond() if len(token_ids) <= LONG_LIST else await asyncio.to_thread(respond)
 
 
 @router.post("/detokenize", response_model=None, responses={200: {"model": Text}, **ERRORS})

@@ -20,8 +20,17 @@ from .wire import Reply, Wire, request
 
 KEY = "a-key"
 MOST_BODY_BYTES = 20_000
+LARGE_BODY_BYTES = 4096
 LONGEST_VISIT_S = 60.0
 COMPLETIONS = "/v1/completions"
+CHAT = "/v1/chat/completions"
+LARGE_BODIES: list[tuple[str, dict[str, Any]]] = [
+    (COMPLETIONS, {"prompt": "a b" * 6000}),
+    (COMPLETIONS, {"prompt": ["a"] * 3000}),
+    (COMPLETIONS, {"prompt": [[1]] * 3000}),
+    (COMPLETIONS, {"prompt": [5] * 6000, "echo": True}),
+    (CHAT, {"messages": [{"role": "user", "content": "a b"}] * 400}),
+]
 
 _bodies = [(body, status) for body, status, _ in BAD_BODIES if len(body) <= MOST_BODY_BYTES]
 _wrong = [(name, value) for name, value in WRONG_VALUES if name != "priority"]
@@ -129,6 +138,11 @@ class Visitor:
         body = {"prompt": [5] * self.rng.randint(96, 3000)}
         return await self._ask_in_vain(body, 400, code="context_length_exceeded")
 
+    async def sends_a_large_body(self) -> str:
+        """One that is read on a thread, and what it asks for there is no room for."""
+        path, body = self.rng.choice(LARGE_BODIES)
+        return await self._ask_in_vain(body, 400, path)
+
     async def asks_another_model(self) -> str:
         body = {"prompt": "the", "model": "gpt-9"}
         return await self._ask_in_vain(body, 404, code="model_not_found")
@@ -174,11 +188,12 @@ class Visitor:
         await wire.send(request("POST", case.path, json.dumps(body).encode(), self._headers()))
         return wire
 
-    async def _ask_in_vain(self, body: dict[str, Any], status: int, **error: str) -> str:
+    async def _ask_in_vain(
+        self, body: dict[str, Any], status: int, path: str = COMPLETIONS, **error: str
+    ) -> str:
         """Ask for what must be refused, unless there is no time even for that."""
         wire = await self._connection()
-        data = request("POST", COMPLETIONS, json.dumps(body).encode(), self._headers())
-        await wire.send(data)
+        await wire.send(request("POST", path, json.dumps(body).encode(), self._headers()))
         reply = await self._reply(wire)
         if reply.status != 503:
             assert reply.status == status, reply
@@ -217,6 +232,7 @@ KINDS: dict[Callable[[Visitor], Awaitable[str]], float] = {
     Visitor.sends_a_wrong_value: 7,
     Visitor.sends_too_much: 3,
     Visitor.asks_for_too_much: 2,
+    Visitor.sends_a_large_body: 2,
     Visitor.asks_another_model: 2,
     Visitor.has_no_key: 4,
     Visitor.is_lost: 2,

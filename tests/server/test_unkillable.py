@@ -20,9 +20,10 @@ from llmir.engine import AsyncLLM, SchedulerConfig
 from llmir.engine.ngram import NgramConfig
 from llmir.errors import DeviceError
 from llmir.runtime.base import F32, StepBatch
+from llmir.server import json_body
 
 from .answers import make_cases
-from .chaos import KEY, MOST_BODY_BYTES, visit_all
+from .chaos import KEY, LARGE_BODY_BYTES, MOST_BODY_BYTES, visit_all
 from .helpers import LiveServer, live_server
 
 LIMITS = small_limits(
@@ -128,7 +129,8 @@ def memory() -> tuple[float, int]:
 
 @pytest.mark.serving
 @pytest.mark.timeout(600)
-def test_ten_thousand_visits() -> None:
+def test_ten_thousand_visits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_body, "LARGE_BODY", LARGE_BODY_BYTES)
     cases = make_cases(replace(LIMITS, num_pages=(1 + 500,)), 150, seed=4)
     runner = BadRunner()
     llm = AsyncLLM(

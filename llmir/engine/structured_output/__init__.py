@@ -6,9 +6,9 @@ StructuredOutputsParams ─ grammar.py ─ text of a grammar ─ GrammarCompiler
                                                  MaskFiller: bits of the tokens that may follow
 """
 
-from llmir.engine.structured_output.compiler import GrammarCompiler
+from llmir.engine.structured_output.compiler import Grammar, GrammarCompiler
 from llmir.engine.structured_output.constraint import Constraint
 from llmir.engine.structured_output.masks import MaskFiller
 from llmir.engine.structured_output.params import StructuredOutputsParams
 
-__all__ = ["Constraint", "GrammarCompiler", "MaskFiller", "StructuredOutputsParams"]
+__all__ = ["Constraint", "Grammar", "GrammarCompiler", "MaskFiller", "StructuredOutputsParams"]

@@ -26,12 +26,16 @@ The library's other limits bound the time for a mask to some tens of millisecond
 class Grammar:
     """One compiled grammar, of which each output gets a matcher.
 
+    Attributes:
+        form: what it was compiled from.
+
     Raises RequestError with the library's reason where there is none.
     """
 
-    def __init__(self, vocabulary: Vocabulary, text: str, kind: str) -> None:
+    def __init__(self, vocabulary: Vocabulary, text: str, form: StructuredOutputsParams) -> None:
         self.vocabulary = vocabulary
         self.text = text
+        self.form = form
         self._pristine = self._compile()
         error = self._pristine.get_error()
         if not error:
@@ -39,7 +43,7 @@ class Grammar:
             self._pristine.compute_bitmask()
             error = self._pristine.get_error()
         if error:
-            raise RequestError(f"structured_outputs.{kind}: {tidy(error)}")
+            raise RequestError(f"structured_outputs.{form.kind}: {tidy(error)}")
 
     def matcher(self) -> LLMatcher:
         """A matcher at the start, which shares with others the states that its lexer has met."""
@@ -55,7 +59,9 @@ class Grammar:
 
 
 class GrammarCompiler:
-    """Compiles what requests ask for, once.  May be used from any thread.
+    """Compiles what requests ask for, and keeps the last few.  May be used from any thread.
+
+    A request carries its grammar with it: what is dropped here is not compiled again for it.
 
     Args:
         tokenizer, vocab_size, eos_ids: as `Vocabulary`, which is made when first needed.
@@ -85,7 +91,7 @@ class GrammarCompiler:
         # Not under the lock: a grammar may take long, and the library lets other threads run.
         if is_suspicious(text):
             check_apart(text, params.kind)
-        grammar = Grammar(vocabulary, text, params.kind)
+        grammar = Grammar(vocabulary, text, params)
         with self._lock:
             self._grammars[params] = grammar
             if len(self._grammars) > CACHED_GRAMMARS:
