@@ -103,7 +103,8 @@ def test_which_variant_a_call_gets() -> None:
     assert choose(call, resolve("cpu"), {}).lowering.provider == "cpu_c"
     portable = {"linear": ["portable"]}
     assert choose(call, resolve("cpu"), portable).lowering.variant == "tiled"
-    assert choose(call, resolve("vulkan"), {}).lowering.variant == "scalar"
+    assert choose(call, resolve("vulkan"), {}).lowering.provider == "vulkan_spirv"
+    assert choose(call, resolve("metal"), {}).lowering.variant == "scalar"
     odd = choose(call_of(8, 33, "f32"), resolve("cpu"), {})
     assert odd.lowering.variant == "scalar"
     assert odd.refused == (

@@ -153,7 +153,7 @@ def test_cpus_get_tiles_and_others_the_scalar_form() -> None:
     assert choose(call, resolve("cpu"), {}).lowering.provider == "cpu_c"
     portable = {"quantized_matmul": ["portable"]}
     assert choose(call, resolve("cpu"), portable).lowering.variant == "tiled"
-    choice = choose(call, resolve("vulkan"), {})
+    choice = choose(call, resolve("metal"), {})
     assert choice.lowering.variant == "scalar"
     assert [r.partition(":")[0] for r in choice.refused] == ["cpu_c", "portable/tiled"]
     assert all("for CPUs" in r for r in choice.refused)
@@ -170,7 +170,8 @@ def test_activations_that_are_rounded_get_the_kernels() -> None:
     for activations in ("int8", "int8+", "int16", "int16+", "bf16", "f32"):
         assert chosen("q4_1", activations) == ("cpu_c", "")
     assert chosen("q2_k", "int8+") == ("portable", "tiled")
-    assert chosen("q4_1", "int8+", "vulkan") == ("portable", "scalar")
+    assert chosen("q4_1", "int8+", "vulkan") == ("vulkan_spirv", "")
+    assert chosen("q4_1", "int8+", "metal") == ("portable", "scalar")
     with pytest.raises(CompileError, match="activations are float32 here, not int8"):
         chosen("q2_k", "int8")
 

@@ -4,7 +4,7 @@
 // CHECK-LABEL: func.func @matmul
 // CHECK: "llm.linear"
 // CHECK-SAME: llm.provider = "portable"
-// CHECK-SAME: llm.refused = "cpu_c: {{[^"]+}}; vulkan_spirv: {{[^"]+}}; portable/tiled: {{[^"]+}}"
+// CHECK-SAME: llm.refused = "cpu_c: {{[^"]+}}; portable/tiled: {{[^"]+}}"
 // CHECK-SAME: llm.variant = "scalar"
 func.func @matmul(%x: tensor<?x64xf32>, %w: tensor<32x64xf32>) -> tensor<?x32xf32> {
   %y = "llm.linear"(%x, %w) {operandSegmentSizes = array<i32: 1, 1, 0>} : (tensor<?x64xf32>, tensor<32x64xf32>) -> tensor<?x32xf32>

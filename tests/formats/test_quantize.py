@@ -254,7 +254,7 @@ def test_an_unknown_mode_lists_the_known():
         formats.quantize(weight(normal(2, 32)), "int3")
     assert str(caught.value) == (
         "unknown weight mode 'int3'; known: bf16, f32, int4-g128, int4-g128-zp, int4-g32, "
-        "int4-g32-zp, int4-g64, int4-g64-zp, int8, keep, q4_0, q8_0"
+        "int4-g32-zp, int4-g64, int4-g64-zp, int8, keep, q4_0, q8_0. Did you mean int8 or int4-g32?"
     )
 
 
