@@ -17,7 +17,7 @@ COMPLETIONS = "/v1/completions"
 CHAT = "/v1/chat/completions"
 JSON = {"Content-Type": "application/json"}
 
-LONGEST_GAP_S = 0.4
+LONGEST_GAP_S = 0.8
 """The library that reads JSON holds Python's lock for a tenth of a second over 4 MB.  Tokenizing,
 validating or writing any of these on the loop, or under the lock, takes one to six seconds."""
 
