@@ -165,7 +165,7 @@ def test_verifier(x: str, weight: str, bias: str | None, message: str) -> None:
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_compiles_for_gpus(dtype: str, target: str, tmp_path: Path) -> None:
     call = call_of(48, 64, dtype, bias=True)
-    choice = choose(call, resolve(target), {})
+    choice = choose(call, resolve(target), {"linear": ["portable"]})
     compile_text(module(call, choice.lowering.variant), target, tmp_path / "op.vmfb")
 
 

@@ -249,7 +249,7 @@ def test_verifier(change: dict[str, Any], message: str) -> None:
 @pytest.mark.parametrize("name", ["q4_1", "q4_g16", "q8_0", "q8_row"])
 def test_compiles_for_gpus(name: str, target: str, tmp_path: Path) -> None:
     call = call_of(weight(name))
-    choice = choose(call, resolve(target), {})
+    choice = choose(call, resolve(target), {"quantized_matmul": ["portable"]})
     compile_text(module(call, choice.lowering.variant), target, tmp_path / "op.vmfb")
 
 
