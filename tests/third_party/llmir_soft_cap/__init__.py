@@ -68,7 +68,8 @@ def _emit(call: Call, symbol: str) -> str:
 
 def providers() -> Iterator[tuple[str, Lowering]]:
     """A provider of silu_mul for CPUs: the portable form under another name."""
-    portable = get_op("silu_mul").lowerings[0]
+    own = get_op("silu_mul").lowerings
+    portable = next(lowering for lowering in own if lowering.provider == "portable")
 
     def cpus(call: Call, target: Target) -> str | None:
         return None if target.is_cpu else "made for CPUs"
