@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from llmir.dialect_ext.attention_operands import attention_operands
 from llmir.dialect_ext.base import Array, Call, Lowering
 from llmir.dialect_ext.c_kernels import (
     CKernel,
@@ -123,16 +124,13 @@ def _append_plan(call: Call) -> Plan:
 
 def _attention_plan(call: Call) -> Plan:
     """Two kernels, see plugins/cpu/attention.c: attend, and combine where that was split."""
-    kv, pages = call.type_of("kv"), kv_pages(call)
+    operands, pages = attention_operands(call), kv_pages(call)
     _, q_heads, dim = call.type_of("q").shape
     heads, page_size = pages.heads, pages.page_size
-    index = TensorType((None,), "i32")
-    heads_type = TensorType((None, q_heads, dim), "f32")
     window = int(call.attrs["window"])
     scale, softcap = float(call.attrs["scale"]), float(call.attrs["softcap"])
     reads = ("q", "kv", "page_table", "token_seq", "positions")
-    found = call.operand("sinks")
-    sinks = {} if found is None else {"sinks": found}
+    sinks = ("sinks",) if call.operand("sinks") is not None else ()
     attend = CKernel(
         function=f"llmir_attend_{pages.format}",
         reads=(*reads, *sinks),
@@ -178,31 +176,9 @@ def _attention_plan(call: Call) -> Plan:
         grid=("combine_count",),
     )
     return Plan(
-        tensors={
-            "q": heads_type,
-            "kv": TensorType((None, *kv.shape[1:]), kv.dtype),
-            "page_table": TensorType((None, None), "i32"),
-            "token_seq": index,
-            "positions": index,
-            **sinks,
-            "parts": TensorType((None,), "f32"),
-            "y": heads_type,
-        },
-        dims={
-            "q": ("T",),
-            "kv": ("N",),
-            "page_table": ("S", "P"),
-            "token_seq": ("T",),
-            "positions": ("T",),
-            "parts": ("num_parts",),
-            "y": ("T",),
-        },
-        sizes={
-            "T": ("q", 0),
-            "N": ("kv", 0),
-            "S": ("page_table", 0),
-            "P": ("page_table", 1),
-        },
+        tensors=operands.tensors,
+        dims=operands.dims,
+        sizes=operands.sizes,
         shapes=_sizes(q_heads, heads, page_size, dim),
         kernels=(attend, combine),
         results=("y",),

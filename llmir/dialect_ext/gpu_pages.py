@@ -5,6 +5,7 @@ Their pages are bf16 in the order that the type says ("rows"), which portable co
 
 from __future__ import annotations
 
+from llmir.dialect_ext.attention_operands import attention_operands
 from llmir.dialect_ext.base import Call, Lowering
 from llmir.dialect_ext.c_kernels import Plan
 from llmir.dialect_ext.gpu_kernels import CUDA, GpuKernel, gpu_lowerings
@@ -144,8 +145,7 @@ def _attention_plan(call: Call) -> Plan:
     """
     pages, (_, q_heads, dim) = kv_pages(call), call.type_of("q").shape
     window, scale = int(call.attrs["window"]), float(call.attrs["scale"])
-    unit, index = f"attention_{dim}", TensorType((None,), "i32")
-    heads_type = TensorType((None, q_heads, dim), "f32")
+    operands, unit = attention_operands(call), f"attention_{dim}"
     reads = ("q", "kv", "page_table", "token_seq", "positions")
     numbers = ("T", "P", q_heads, pages.heads, pages.page_size, scale, window)
     split = GpuKernel(
@@ -177,22 +177,9 @@ def _attention_plan(call: Call) -> Plan:
         grid=("whole_x", "whole_y", "whole_one"),
     )
     return Plan(
-        tensors={
-            "q": heads_type,
-            "kv": _kv(call),
-            "page_table": TensorType((None, None), "i32"),
-            "token_seq": index,
-            "positions": index,
-            "parts": TensorType((None,), "f32"),
-            "y": heads_type,
-        },
-        dims={
-            **dict.fromkeys(("q", "token_seq", "positions", "y"), ("T",)),
-            "kv": ("N",),
-            "page_table": ("S", "P"),
-            "parts": ("num_parts",),
-        },
-        sizes={"T": ("q", 0), "N": ("kv", 0), "S": ("page_table", 0), "P": ("page_table", 1)},
+        tensors=operands.tensors,
+        dims=operands.dims,
+        sizes=operands.sizes,
         shapes=_attention_sizes(q_heads, pages.heads, pages.page_size, dim),
         kernels=(split, combine, whole),
         results=("y",),

@@ -6,6 +6,7 @@ context, whose chunks then have a workgroup each.  Either way a row has the same
 
 from __future__ import annotations
 
+from llmir.dialect_ext.attention_operands import attention_operands
 from llmir.dialect_ext.base import Call, Lowering
 from llmir.dialect_ext.kv_formats import kv_pages
 from llmir.dialect_ext.spirv_kernels import (
@@ -14,7 +15,6 @@ from llmir.dialect_ext.spirv_kernels import (
     needs_shader,
     spirv_lowering,
 )
-from llmir.dialect_ext.types import TensorType
 from llmir.targets import Target
 
 _FORMATS = {"f32": 0, "bf16": 1, "int8": 2, "fp8": 3}
@@ -67,11 +67,10 @@ def _scratch(group: int, dim: int) -> int:
 
 
 def _plan(call: Call) -> SpirvPlan:
-    kv, pages = call.type_of("kv"), kv_pages(call)
+    operands, pages = attention_operands(call), kv_pages(call)
     _, q_heads, dim = call.type_of("q").shape
     group = q_heads // pages.heads
-    found = call.operand("sinks")
-    sinks = {} if found is None else {"sinks": found}
+    sinks = ("sinks",) if call.operand("sinks") is not None else ()
     shared = {
         "local_size_x": _WORKGROUP,
         "Q_HEADS": q_heads,
@@ -105,34 +104,10 @@ def _plan(call: Call) -> SpirvPlan:
         push=("parts_of_row",),
         grid=("combine_tokens", str(q_heads)),
     )
-    index = TensorType((None,), "i32")
-    heads_type = TensorType((None, q_heads, dim), "f32")
     return SpirvPlan(
-        tensors={
-            "q": heads_type,
-            "kv": TensorType((None, *kv.shape[1:]), kv.dtype),
-            "page_table": TensorType((None, None), "i32"),
-            "token_seq": index,
-            "positions": index,
-            **sinks,
-            "parts": TensorType((None,), "f32"),
-            "y": heads_type,
-        },
-        dims={
-            "q": ("T",),
-            "kv": ("N",),
-            "page_table": ("S", "P"),
-            "token_seq": ("T",),
-            "positions": ("T",),
-            "parts": ("num_floats",),
-            "y": ("T",),
-        },
-        sizes={
-            "T": ("q", 0),
-            "N": ("kv", 0),
-            "S": ("page_table", 0),
-            "P": ("page_table", 1),
-        },
+        tensors=operands.tensors,
+        dims=operands.dims,
+        sizes=operands.sizes,
         shapes=_sizes(q_heads, pages.page_size, dim),
         kernels=(attend, combine),
         results=("y",),
@@ -140,7 +115,7 @@ def _plan(call: Call) -> SpirvPlan:
 
 
 def _sizes(q_heads: int, page_size: int, dim: int) -> str:
-    """%parts_of_row (0: not split), %attend_chunks, %combine_tokens and %num_floats of parts."""
+    """%parts_of_row (0: not split), %attend_chunks, %combine_tokens and %num_parts (floats)."""
     return f"""  %none = arith.constant 0 : index
   %one = arith.constant 1 : index
   %page_size = arith.constant {page_size} : index
@@ -160,4 +135,4 @@ def _sizes(q_heads: int, page_size: int, dim: int) -> str:
   %attend_chunks = arith.select %is_split, %chunks, %one : index
   %combine_tokens = arith.select %is_split, %T, %one : index
   %split_floats = arith.muli %chunks_of_all, %token_floats : index
-  %num_floats = arith.select %is_split, %split_floats, %one : index"""
+  %num_parts = arith.select %is_split, %split_floats, %one : index"""

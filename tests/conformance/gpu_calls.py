@@ -16,11 +16,10 @@ from iree.compiler import ir
 
 from llmir.dialect_ext.gpu_kernels import CUDA
 from llmir.dialect_ext.registry import lowerings_of
-from llmir.dialect_ext.types import TensorType
 from llmir.passes.ir import parse_module, walk
 from plugins import gpu
 
-from .lowered_calls import NUMPY, Array, Lowered, _evaluate, _symbol
+from .lowered_calls import Array, Lowered, _evaluate, _symbol, place_results, segments_of
 from .native import Guarded
 
 
@@ -60,31 +59,11 @@ class GpuLowered(Lowered):
     def _dispatch(
         self, operation: ir.Operation, values: Mapping[ir.Value, Any]
     ) -> tuple[Any, list[Array]]:
-        sizes = list(ir.DenseI32ArrayAttr(operation.attributes["operandSegmentSizes"]))
-        parts, at = [], 0
-        for size in sizes:
-            parts.append([values[v] for v in list(operation.operands)[at : at + size]])
-            at += size
-        workload, given, _, result_dims = parts
+        workload, given, _, result_dims = segments_of(operation, values)
         tensors = [a for a in given if isinstance(a, np.ndarray)]
         numbers = [a for a in given if not isinstance(a, np.ndarray)]
         assert [*map(id, tensors), *map(id, numbers)] == [*map(id, given)], "tensors come first"
-        written, fresh, results = set(), set(), []
-        dims = iter(result_dims)
-        tied = [int(ir.IntegerAttr(a)) for a in ir.ArrayAttr(operation.attributes["tied_operands"])]
-        for result, operand in zip(operation.results, tied, strict=True):
-            found = TensorType.parse(str(result.type))
-            assert found is not None
-            shape = [next(dims) if d is None else d for d in found.shape]
-            if operand >= 0:
-                at = operand
-                tensors[at] = tensors[at].copy()
-            else:
-                at = len(tensors)
-                tensors.append(np.zeros(shape, NUMPY[found.dtype]))
-                fresh.add(at)
-            written.add(at)
-            results.append(tensors[at])
+        written, fresh, results = place_results(operation, given, result_dims, tensors)
         (entry,) = ir.ArrayAttr(operation.attributes["entry_points"])
         executable, function = ir.SymbolRefAttr(entry).value
         export = next(
@@ -103,8 +82,8 @@ class GpuLowered(Lowered):
             grid=_grid_of(export, workload),
             tensors=tuple(tensors),
             numbers=tuple(int(n) & 0xFFFFFFFF for n in numbers),
-            fresh=frozenset(fresh),
-            written=frozenset(written),
+            fresh=fresh,
+            written=written,
         )
         return dispatch, results
 

@@ -143,37 +143,52 @@ class Lowered:
     def _dispatch(
         self, operation: ir.Operation, values: Mapping[ir.Value, Any]
     ) -> tuple[Dispatch, list[Array]]:
-        sizes = list(ir.DenseI32ArrayAttr(operation.attributes["operandSegmentSizes"]))
-        parts, at = [], 0
-        for size in sizes:
-            parts.append([values[v] for v in list(operation.operands)[at : at + size]])
-            at += size
-        workload, given, _, result_dims = parts
+        workload, given, _, result_dims = segments_of(operation, values)
         tensors = [a for a in given if isinstance(a, np.ndarray)]
-        written, fresh, results = set(), set(), []
-        dims = iter(result_dims)
-        tied = [int(ir.IntegerAttr(a)) for a in ir.ArrayAttr(operation.attributes["tied_operands"])]
-        for result, operand in zip(operation.results, tied, strict=True):
-            found = TensorType.parse(str(result.type))
-            assert found is not None
-            shape = [next(dims) if d is None else d for d in found.shape]
-            if operand >= 0:
-                at = next(i for i, a in enumerate(tensors) if a is given[operand])
-                tensors[at] = tensors[at].copy()
-            else:
-                at = len(tensors)
-                tensors.append(np.zeros(shape, NUMPY[found.dtype]))
-                fresh.add(at)
-            written.add(at)
-            results.append(tensors[at])
+        written, fresh, results = place_results(operation, given, result_dims, tensors)
         (entry,) = ir.ArrayAttr(operation.attributes["entry_points"])
         executable = self.executables[ir.SymbolRefAttr(entry).value[0]]
         function, arguments = _call_in(executable, workload)
         dispatch = Dispatch(
-            function, arguments, tuple(tensors), frozenset(written), frozenset(fresh),
+            function, arguments, tuple(tensors), written, fresh,
             _grid_of(executable, workload),
         )  # fmt: skip
         return dispatch, results
+
+
+def segments_of(operation: ir.Operation, values: Mapping[ir.Value, Any]) -> list[list[Any]]:
+    """A dispatch's workload, arguments, their dims and its results' dims."""
+    parts, at = [], 0
+    for size in list(ir.DenseI32ArrayAttr(operation.attributes["operandSegmentSizes"])):
+        parts.append([values[v] for v in list(operation.operands)[at : at + size]])
+        at += size
+    return parts
+
+
+def place_results(
+    operation: ir.Operation, given: Sequence[Any], result_dims: Sequence[int], tensors: list[Array]
+) -> tuple[frozenset[int], frozenset[int], list[Array]]:
+    """Which of `tensors` are written and which of them are new, and the dispatch's results.
+
+    Puts a copy in the place of a tied argument, and new results behind the arguments.
+    """
+    written, fresh, results = set(), set(), []
+    dims = iter(result_dims)
+    tied = [int(ir.IntegerAttr(a)) for a in ir.ArrayAttr(operation.attributes["tied_operands"])]
+    for result, operand in zip(operation.results, tied, strict=True):
+        found = TensorType.parse(str(result.type))
+        assert found is not None
+        shape = [next(dims) if d is None else d for d in found.shape]
+        if operand >= 0:
+            at = next(i for i, a in enumerate(tensors) if a is given[operand])
+            tensors[at] = tensors[at].copy()
+        else:
+            at = len(tensors)
+            tensors.append(np.zeros(shape, NUMPY[found.dtype]))
+            fresh.add(at)
+        written.add(at)
+        results.append(tensors[at])
+    return frozenset(written), frozenset(fresh), results
 
 
 def _grid_of(executable: ir.Operation, workload: list[int]) -> tuple[int, int, int]:
