@@ -62,10 +62,14 @@ class SlowRunner(FakeRunner):
 
 
 class ScriptedRunner(FakeRunner):
-    """A model that says what it is told to, one request at a time, and then ends."""
+    """A model that says what it is told to, one request at a time, and then ends.
+
+    seconds  what a step takes
+    """
 
     def __init__(self, limits: StepLimits = LIMITS) -> None:
         super().__init__(limits)
+        self.seconds = 0.0
         self._script: list[int] = []
         self._start: int | None = None
 
@@ -73,6 +77,10 @@ class ScriptedRunner(FakeRunner):
         """What the next request is answered with."""
         self._script = TOKENIZER.encode(text, add_special_tokens=False)
         self._start = None
+
+    def _logits(self, batch: Any, call: str) -> Any:
+        time.sleep(self.seconds)
+        return super()._logits(batch, call)
 
     def _row(self, batch: Any, token: int) -> Any:
         row = super()._row(batch, token)
