@@ -49,7 +49,7 @@ from llmir.bench.peers.prepare import Preparer  # noqa: E402
 from llmir.bench.peers.process import SideError, SideProcess  # noqa: E402
 from llmir.bench.peers.registry import select  # noqa: E402
 from llmir.bench.report import hardware, heading, versions  # noqa: E402
-from llmir.compiler.activations import AUTO  # noqa: E402
+from llmir.compiler.activations import AUTO_OF_FOUR_BITS  # noqa: E402
 from llmir.compiler.options import KV_DTYPES  # noqa: E402
 from llmir.dialect_ext.activations import PRECISIONS  # noqa: E402
 from llmir.digests import DigestMemo  # noqa: E402
@@ -209,7 +209,7 @@ def _document(
     measured = [row for row in rows if row.found and row.engine == "llama.cpp"]
     best = min(measured, key=lambda row: row.found.mean_kl if row.found else 0, default=None)
     table = "\n".join(_line(row, exact, best) for row in rows)
-    auto = ", ".join(f"{role} {precision}" for role, precision in AUTO.items())
+    auto = ", ".join(f"{role} {precision}" for role, precision in AUTO_OF_FOUR_BITS.items())
     base = f"`{best.settings}`, KV {best.kv}" if best else "none, it did not run"
     return f"""# Accuracy of llmir and llama.cpp on the same file, against float32
 

@@ -22,7 +22,7 @@ import numpy as np
 
 from llmir.artifact import Limits
 from llmir.compiler import build, iree_compile
-from llmir.compiler.activations import AUTO, of_format, role_of
+from llmir.compiler.activations import precision_of, role_of
 from llmir.compiler.export import export_step, kv_layout
 from llmir.config import ModelSpec
 from llmir.dialect_ext.registry import get_op, lowerings_of, op_names
@@ -83,8 +83,8 @@ def form_of(name: str, weights: str, activations: str) -> MatrixForm:
     """Random weights of either kind: int4 in groups of 128 with float32 scales, or bf16."""
     if weights == "bf16":
         return MatrixForm(dtype="bf16", activations="bf16")
-    precision = AUTO[role_of(name, False)] if activations == "auto" else activations
-    return MatrixForm(layout=_INT4, activations=of_format(precision, "int4"))
+    precision = precision_of(role_of(name, False), activations, "int4", bits=4)
+    return MatrixForm(layout=_INT4, activations=precision)
 
 
 def compile_step(

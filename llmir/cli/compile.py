@@ -54,8 +54,8 @@ Examples:
     default=_DEFAULT.activations,
     show_default=True,
     metavar="PRECISION|ROLE=PRECISION,…",
-    help="How matmuls round their input: auto, int8, bf16, int12, int16 or f32, for all or by "
-    "role (qkv, o, gate_up, down, lm_head).",
+    help="How matmuls round their input: auto, int8, int8_16, bf16, int12, int16 or f32, for all "
+    "or by role (qkv, o, gate_up, down, lm_head).",
 )
 @click.option(
     "--page-size",

@@ -50,8 +50,8 @@ class CompileOptions:
     max_num_batched_tokens:  most tokens in a step
     max_num_seqs:            most sequences in a step; None: 64, or as many as there are
                              tokens if those are fewer
-    activations:             precision of the matmuls' inputs: "auto", one of "int8", "bf16",
-                             "int12", "int16", "f32", or a mapping of roles; see
+    activations:             precision of the matmuls' inputs: "auto", one of "int8", "int8_16",
+                             "bf16", "int12", "int16", "f32", or a mapping of roles; see
                              compiler.activations
     fusion:                  "all"; "ops": every kernel is a dispatch of its own; "none": every op
                              of the model too.  For finding out where time goes, or a fault

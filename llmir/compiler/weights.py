@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from llmir import formats
 from llmir.artifact import StoredParameter, StoredTensor
-from llmir.compiler.activations import of_format, role_of
+from llmir.compiler.activations import precision_of, role_of
 from llmir.formats import GroupQuantized, QuantLayout, Weight, packed
 from llmir.importers.base import ImportedModel
 from llmir.models.layers import MatrixForm
@@ -76,7 +76,7 @@ class StoredWeights:
         """How the matrix of that canonical name is stored, and what its product is to round."""
         layout, source = self._layout(name), self._format_name(name)
         role = role_of(name, self._model.spec.tie_word_embeddings)
-        activations = of_format(self._activations[role], source)
+        activations = precision_of(role, self._activations[role], source, layout and layout.bits)
         if layout is None:
             return MatrixForm(dtype=source, activations=activations)
         return MatrixForm(layout=layout, format=source, activations=activations)

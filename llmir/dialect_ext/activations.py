@@ -1,12 +1,18 @@
 """How a matmul rounds its activations: a property of each op, fixed when it is compiled.
 
-    f32     not at all
-    int16   16-bit integers in blocks of 32, a float32 scale each
-    int12   12-bit ones, for weights of four bits
-    bf16    bfloat16
-    int8    8-bit integers in blocks of 32, a float32 scale each
+    f32      not at all
+    int16    16-bit integers in blocks of 32, a float32 scale each
+    int12    12-bit ones, for weights of four bits
+    bf16     bfloat16
+    int8_16  8-bit integers, and in blocks that have an outlier another 8 bits of what that rounds
+             off; for weights of four bits
+    int8     8-bit integers in blocks of 32, a float32 scale each
 
-in descending order of precision.  A name with a plus, "int16+", asks for that precision or a
+The few large activations of a transformer are in few columns, and most of the error of 8 bits is
+in their blocks (Dettmers et al., LLM.int8(), 2022).  An outlier: beyond OUTLIER times the root
+mean square of its row.
+
+In descending order of precision.  A name with a plus, "int16+", asks for that precision or a
 better one: the op's provider takes the one that it is fastest at.
 """
 
@@ -15,8 +21,11 @@ from __future__ import annotations
 from llmir.dialect_ext.base import Call
 from llmir.targets import Target
 
-PRECISIONS = ("int8", "bf16", "int12", "int16", "f32")
+PRECISIONS = ("int8", "int8_16", "bf16", "int12", "int16", "f32")
 """In ascending order."""
+
+OUTLIER = 8.0
+"""See int8_16; as in plugins/cpu/activations.h."""
 
 
 def allowed(activations: str) -> tuple[str, ...]:

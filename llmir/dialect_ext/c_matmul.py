@@ -22,7 +22,7 @@ _FLOAT_PIECE_BYTES = 16 * (32 + 3) * 16 * 4
 _HAS_NORM, _HAS_BIAS, _HAS_RESIDUAL, _BEST = 1, 2, 4, 16
 _TOP_SHIFT = 8
 _GATED = {"": 0, "silu": 8, "gelu_tanh": 32}
-PLANES = {"int8": 1, "int12": 2, "int16": 2}
+PLANES = {"int8": 1, "int8_16": 2, "int12": 2, "int16": 2}
 """Bytes of an activation, of each precision of integers."""
 
 
@@ -182,11 +182,11 @@ def _matmul(call: Call, y: TensorType, y_dims: tuple[str, ...], extra_flags: int
 def row_bytes(cols: int, activations: str) -> int:
     """Bytes of a row of activations in scratch memory, at most: see plugins/cpu/activations.h."""
     blocks = cols // packed.BLOCK
-    if activations in PLANES:
-        used = 2 * cols + 16 * blocks
-    else:
-        used = 4 * cols + 4 * blocks
-    return (-(-used // 64) | 1) * 64
+    used = 2 * cols + 16 * blocks if activations in PLANES else 4 * cols + 4 * blocks
+    lines = -(-used // 64)
+    if activations == "int8_16":
+        lines += -(-(cols + 4 * blocks + 4 * -(-blocks // 32)) // 64)
+    return (lines | 1) * 64
 
 
 def _scratch_bytes(cols: int, activations: str) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from llmir.dialect_ext.activations import activations_are_known, allowed
+from llmir.dialect_ext.activations import OUTLIER, activations_are_known, allowed
 from llmir.dialect_ext.argmax import Argmax
 from llmir.dialect_ext.base import Array, Attribute, Call, Lowering, Op, Operand
 from llmir.dialect_ext.c_kernels import PROVIDER, kernel_lowering, needs_kernels
@@ -39,8 +39,11 @@ from llmir.formats.base import QuantLayout
 from llmir.formats.floats import to_bf16
 from llmir.targets import Target
 
-LARGEST_INT = {"int8": 127.0, "int12": 2032.0, "int16": 32512.0}
+LARGEST_INT = {"int8": 127.0, "int8_16": 127.0, "int12": 2032.0, "int16": 32512.0}
 """The largest number that an activation is rounded to, of each precision of integers."""
+
+LOW_STEPS = 254
+"""Of int8_16: the steps of a low plane in one of the high."""
 
 
 def activations_of(format_name: str) -> tuple[str, ...]:
@@ -51,7 +54,7 @@ def activations_of(format_name: str) -> tuple[str, ...]:
     if form.is_float:
         return ("bf16", "f32") if format_name == "bf16" else ("f32", "bf16")
     four_bits = form.bits == 4 and not form.table  # 16 w is a byte
-    return (*(a for a in PLANES if four_bits or a != "int12"), "f32", "bf16")
+    return (*(a for a in PLANES if four_bits or a not in ("int8_16", "int12")), "f32", "bf16")
 
 
 class PackedMatmul(Op):
@@ -314,13 +317,27 @@ def rounded(a: Array, activations: str) -> Array:
         return a
     if activations == "bf16":
         return (to_bf16(a).astype(np.uint32) << np.uint32(16)).view(np.float32)
-    largest_int = LARGEST_INT[activations]
     blocks = a.reshape(len(a), a.shape[1] // packed.BLOCK, packed.BLOCK).astype(np.float32)
     largest = np.abs(blocks).max(axis=2, keepdims=True)
-    scale = (largest / np.float32(largest_int)).astype(np.float32)
+    largest_int = np.float32(LARGEST_INT[activations])
+    scale = (largest / largest_int).astype(np.float32)
     with np.errstate(divide="ignore", invalid="ignore"):
-        inverse = np.where(largest > 0, np.float32(largest_int) / largest, 0).astype(np.float32)
-    return (np.rint(blocks * inverse) * scale).astype(np.float32).reshape(a.shape)
+        inverse = np.where(largest > 0, largest_int / largest, 0).astype(np.float32)
+    near = (np.rint(blocks * inverse) * scale).astype(np.float32)
+    if activations == "int8_16":
+        step = np.where(over_outlier(blocks) > 1, scale / np.float32(LOW_STEPS), 0)
+        off = np.divide(blocks - near, step, out=np.zeros_like(blocks), where=step > 0)
+        near = (near + np.rint(off) * step).astype(np.float32)
+    return near.reshape(a.shape)
+
+
+def over_outlier(blocks: Array) -> Array:
+    """float32 [T, blocks, 32] → float64 [T, blocks, 1]: their largest, of OUTLIER times the row's
+    root mean square; 0 in a row of zeros."""
+    wide = blocks.astype(np.float64)
+    limit = OUTLIER * np.sqrt(np.mean(wide**2, axis=(1, 2), keepdims=True))
+    largest = np.abs(wide).max(axis=2, keepdims=True)
+    return np.divide(largest, limit, out=np.zeros_like(largest), where=limit > 0)
 
 
 def _check_format(op: Op, call: Call) -> None:

@@ -153,13 +153,14 @@ INLINE void load_queries(int dtype, Tile *tile, const float *q, size_t q_heads, 
                 tile->dim;
     for (size_t d = 0; d < tile->dim; d += LANES) {
       f32x16 scaled = load(from + d) * splat(scale);
-      if (dtype == KV_BF16)
+      if (dtype == KV_BF16 && !WITH_PAIRS) scaled = from_bf16(to_bf16(scaled));
+      if (dtype == KV_BF16 && WITH_PAIRS)
         *(u16x16_any *)((uint16_t *)tile->q + row * tile->dim + d) = to_bf16(scaled);
       else
         store(tile->q + row * tile->dim + d, scaled);
     }
   }
-  if (dtype == KV_BF16)
+  if (dtype == KV_BF16 && WITH_PAIRS)
     for (size_t row = tile->rows; row % AMX_ROWS; row++)
       for (size_t d = 0; d < tile->dim; d += LANES)
         *(u16x16_any *)((uint16_t *)tile->q + row * tile->dim + d) = (u16x16)(0);

@@ -24,6 +24,13 @@
 #else
 #define VECTORS_AT_ONCE 1
 #endif
+// Of bfloat16: whether one instruction multiplies pairs of them.  Without it queries and weights are
+// widened once, and not where they are multiplied.
+#if defined(__AVX512BF16__)
+#define WITH_PAIRS 1
+#else
+#define WITH_PAIRS 0
+#endif
 #define MINUS_INFINITY (-__builtin_inff())
 
 // Rows of a tile: token r / group, head r % group of those that share a KV head.
@@ -32,7 +39,8 @@ typedef struct {
   const int32_t *positions;  // of the tile's tokens
   size_t window;
   float softcap;  // 0: none
-  // [rows, dim], scaled; bf16: [rows, dim] as bfloat16, and rows of zeros up to sixteen.
+  // [rows, dim], scaled; bf16: rounded to it, with pairs [rows, dim] as bfloat16, and rows of zeros
+  // up to sixteen.
   float q[MAX_ROW_FLOATS];
   float sums[MAX_ROW_FLOATS + AMX_ROWS * MAX_DIM];  // [rows, dim] Σ e^(s - maximum) V
   float maximum[MAX_TILE_ROWS], weight[MAX_TILE_ROWS];
@@ -107,6 +115,12 @@ INLINE KvBlock kv_block(int dtype, const Context *context, size_t start) {
   return block;
 }
 
+// acc[i] + w[2i] * a[0] + w[2i + 1] * a[1]: dot2_bf16 with `a` widened.
+INLINE f32x16 add_pair(f32x16 acc, u32x16 w, const float *a) {
+  acc = fma16((f32x16)(w & 0xFFFF0000), splat(a[1]), acc);
+  return fma16((f32x16)(w << 16), splat(a[0]), acc);
+}
+
 // Scores of `rows` (at most 4) rows from `row` on at 16 `vectors` of the block's 64 positions, from
 // the sixteen `from` on.  next: NULL, or a block whose K is fetched meanwhile.
 INLINE void score_some(int dtype, int rows, int vectors, const Tile *tile, size_t row,
@@ -116,7 +130,16 @@ INLINE void score_some(int dtype, int rows, int vectors, const Tile *tile, size_
   f32x16 out[4][VECTORS_AT_ONCE];
   for (int r = 0; r < rows; r++)
     for (int i = 0; i < vectors; i++) out[r][i] = splat(0);
-  if (dtype == KV_BF16) {
+  if (dtype == KV_BF16 && !WITH_PAIRS) {
+    const float *q = tile->q + row * dim;
+    for (size_t d = 0; d < dim; d += 2)
+      for (int i = 0; i < vectors; i++) {
+        const u32x16 k = *(const u32x16_any *)(block->k[from + i] + d * page_size * 2);
+        if (next) prefetch(next->k[from + i] + d * page_size * 2);
+        for (int r = 0; r < rows; r++)
+          out[r][i] = add_pair(out[r][i], k, q + (size_t)r * dim + d);
+      }
+  } else if (dtype == KV_BF16) {
     const uint32_t *q = (const uint32_t *)tile->q + row * (dim / 2);
     for (size_t d = 0; d < dim / 2; d++)
       for (int i = 0; i < vectors; i++) {
@@ -169,7 +192,15 @@ INLINE void weigh(int dtype, int rows, int vectors, Tile *tile, size_t row, cons
     const size_t end = block->to < at + LANES ? block->to - at : LANES;
     const uint8_t *v_16 = block->v[sixteen];
     const uint8_t *next_16 = next ? next->v[sixteen] : NULL;
-    if (dtype == KV_BF16) {
+    if (dtype == KV_BF16 && !WITH_PAIRS && o == 0 && end == LANES) {
+      for (size_t pair = 0; pair < LANES / 2; pair++)
+        for (int i = 0; i < vectors; i++) {
+          const u32x16 v = *(const u32x16_any *)(v_16 + (pair * dim + d + 16 * i) * 4);
+          if (next) prefetch(next_16 + (pair * dim + d + 16 * i) * 4);
+          for (int r = 0; r < rows; r++)
+            acc[r][i] = add_pair(acc[r][i], v, p + r * KV_BLOCK + sixteen * LANES + 2 * pair);
+        }
+    } else if (dtype == KV_BF16) {
       const uint32_t *pairs = (const uint32_t *)p + sixteen * (LANES / 2);
       for (size_t pair = o / 2; pair < (end + 1) / 2; pair++) {
         // Of a pair that is half outside, the outer V may be anything: its weight is 0.
@@ -179,7 +210,9 @@ INLINE void weigh(int dtype, int rows, int vectors, Tile *tile, size_t row, cons
           u32x16 v = *(const u32x16_any *)(v_16 + (pair * dim + d + 16 * i) * 4) & keep;
           if (next) prefetch(next_16 + (pair * dim + d + 16 * i) * 4);
           for (int r = 0; r < rows; r++)
-            acc[r][i] = dot2_bf16(acc[r][i], v, pairs[r * KV_BLOCK + pair]);
+            acc[r][i] = WITH_PAIRS
+                            ? dot2_bf16(acc[r][i], v, pairs[r * KV_BLOCK + pair])
+                            : add_pair(acc[r][i], v, p + r * KV_BLOCK + sixteen * LANES + 2 * pair);
         }
       }
     } else {
@@ -208,7 +241,7 @@ static __attribute__((noinline, cold)) void cap_scores(float *s, size_t count, f
     store(s + i, splat(cap) * tanh16(load(s + i) * splat(1 / cap)));
 }
 
-// From the scores s of `rows` rows to their weights p in the block, f32 or bf16 [rows, 64]; the
+// From the scores s of `rows` rows to their weights p in the block, [rows, 64] rounded as q is; the
 // rows' maximum, weight and sums are brought up to date, all but this block's part of the sums.
 // int8, fp8: p times what V is to be multiplied by, anything where the block has no position.
 INLINE void soften(int dtype, int rows, Tile *tile, size_t row, const KvBlock *block,
@@ -242,8 +275,10 @@ INLINE void soften(int dtype, int rows, Tile *tile, size_t row, const KvBlock *b
     for (int i = 0; i < KV_BLOCK / LANES; i++) {
       f32x16 e = exp16(s[r][i] - splat(now[r]));
       sum += e;
-      if (dtype == KV_BF16)
+      if (dtype == KV_BF16 && WITH_PAIRS)
         *(u16x16_any *)((uint16_t *)(p + r * KV_BLOCK) + i * LANES) = to_bf16(e);
+      else if (dtype == KV_BF16)
+        store(p + r * KV_BLOCK + i * LANES, from_bf16(to_bf16(e)));
       else if (dtype == KV_INT8)
         store(p + r * KV_BLOCK + i * LANES, e * load(block->v_scale[i]));
       else if (dtype == KV_FP8)

@@ -162,6 +162,15 @@ INLINE void multiply_unit(const Chunk *chunk, const uint8_t *unit, int parts, fl
   }
 }
 
+// The same of rows of int8_16: as int8, and then their low planes.
+INLINE void multiply_both(const Chunk *chunk, const uint8_t *unit, int parts, float *out) {
+  const size_t bytes = tile_bytes(chunk->format, chunk->k);
+  multiply_unit(chunk, unit, parts, out);
+  for (int part = 0; part < parts; part++)
+    add_low_planes(chunk->format, chunk->rows, chunk->acts, chunk->stride, chunk->k,
+                   unit + (size_t)part * bytes, out + (size_t)part * CHUNK * LANES);
+}
+
 // A workgroup's scratch: its rows of activations, if it rounds them; room for the panels of a
 // unit, or for a piece; for tiles, the rows once more, block by block.
 INLINE size_t chunk_bytes(size_t prepared, size_t rows, int precision, size_t k) {
@@ -226,8 +235,10 @@ NOINLINE void prepare_rows(const Matmul *call, int format, int precision, size_t
     const float *x = call->x + (first + row) * k;
     uint8_t *to = acts + row * stride;
     if (precision >= FLOAT32) float_row(x, norm, call->eps, k, round, narrow, to);
-    else if (precision == INT8) quantize_row(x, norm, call->eps, k, INT8, zero, parts, wide, to);
+    else if (precision == INT8 || precision == INT8_16)
+      quantize_row(x, norm, call->eps, k, INT8, zero, parts, wide, to);
     else quantize_row(x, norm, call->eps, k, precision, zero, parts, wide, to);
+    if (precision == INT8_16) round_low_plane(x, norm, call->eps, k, zero, to);
   }
 }
 
@@ -280,7 +291,7 @@ NOINLINE void matmul(const Matmul *call, int format, int precision) {
   };
   Chunk chunk = {
       .format = format,
-      .precision = precision,
+      .precision = precision == INT8_16 ? INT8 : precision,
       .rows = rows,
       .acts = acts,
       .stride = stride,
@@ -292,7 +303,9 @@ NOINLINE void matmul(const Matmul *call, int format, int precision) {
   const size_t end = units * (call->id_n + 1) / call->count_n;
   float sums[2 * CHUNK * LANES] __attribute__((aligned(64)));
   for (size_t unit = units * call->id_n / call->count_n; unit < end; unit++) {
-    multiply_unit(&chunk, call->w + unit * unit_bytes, parts, sums);
+    const uint8_t *w = call->w + unit * unit_bytes;
+    if (precision == INT8_16) multiply_both(&chunk, w, parts, sums);
+    else multiply_unit(&chunk, w, parts, sums);
     for (size_t row = 0; row < rows; row++) {
       f32x16 value = load(sums + row * LANES);
       if (gated) value = through_gate(flags, value) * load(sums + (CHUNK + row) * LANES);
@@ -385,8 +398,11 @@ void llmir_top(const float *parts, size_t parts_at, float *values, size_t values
   MATMUL(name##_int16, format, INT16) \
   FLOAT_MATMULS(name, format)
 
-#define MATMUL_INT12(name, format) MATMUL(name##_int12, format, INT12)
+// Four bits: none of those formats is halved, or wide.
+#define FOUR_BIT_MATMULS(name, format) \
+  MATMUL(name##_int12, format, INT12)  \
+  MATMUL(name##_int8_16, format, INT8_16)
 
 QUANTISED_FORMATS(MATMULS)
-FOUR_BIT_FORMATS(MATMUL_INT12)
+FOUR_BIT_FORMATS(FOUR_BIT_MATMULS)
 FLOAT_FORMATS(FLOAT_MATMULS)

@@ -41,6 +41,19 @@ INLINE i32x16 dot_quads(int small, int count, i32x16 sum, const u8x64 *quads, co
   return sum;
 }
 
+// sums[m] = Σ over a block of row m's bytes at acts + m * stride.
+INLINE void dot_rows(int format, int rows, const uint8_t *p, const Block *block,
+                     const int8_t *acts, size_t stride, i32x16 *sums) {
+  (void)p;
+  u8x64 quads[8];
+  for (int j = 0; j < 8; j++)
+    quads[j] = block->quad[j] - (uint8_t)(zero_of(format) - zero_of_offsets(format));
+#pragma clang loop unroll(full)
+  for (int m = 0; m < rows; m++)
+    sums[m] = dot_quads(bytes_are_small(format), 8, splat_i32(0), quads,
+                        (const int32_t *)(acts + (size_t)m * stride));
+}
+
 // acc[m] += row m times block b.
 INLINE void add_block(int format, int with_offset, int precision, int rows, const uint8_t *p,
                       const Block *block, const ActivationRow *first, size_t stride, size_t b,
@@ -146,6 +159,55 @@ INLINE void multiply_by_vectors(int format, int precision, size_t rows, const ui
     acts += count * stride;
     out += count * LANES;
   }
+}
+
+// out[m] += the low plane of row m, of int8_16, times a tile: of the blocks that have one in any
+// row.  Others' are zeros there, and add nothing.
+INLINE void add_low_rows(int format, int rows, const uint8_t *acts, size_t stride, size_t k,
+                         const uint8_t *tile, float *out) {
+  const ActivationRow first = activation_row(acts, k, INT8);
+  const LowPlane planes = low_plane(acts, k);
+  const int with_offset = zero_of_offsets(format) != 0;
+  f32x16 acc[4];
+  for (size_t from = 0; from < k / BLOCK; from += 32) {
+    uint32_t fine = 0;
+    for (int m = 0; m < rows; m++)
+      fine |= ((const uint32_t *)((const uint8_t *)planes.fine + (size_t)m * stride))[from / 32];
+    if (!fine) continue;
+    for (int m = 0; m < rows; m++) acc[m] = load(out + m * LANES);
+    for (; fine; fine &= fine - 1) {
+      const size_t b = from + (size_t)__builtin_ctz(fine);
+      Block block;
+      const uint8_t *header, *p = block_at(format, tile, b, &header);
+      read_block(format, tile, b, &block);
+      i32x16 sums[4];
+      dot_rows(format, rows, p, &block, planes.low + b * BLOCK, stride, sums);
+      for (int m = 0; m < rows; m++) {
+        const size_t at = (size_t)m * stride;
+        const float scale = ((const float *)((const uint8_t *)first.scale + at))[b] / LOW_STEPS;
+        if (with_offset) sums[m] += ((const int32_t *)((const uint8_t *)planes.offset + at))[b];
+        acc[m] = fma16(to_f32(sums[m]), block.scale * splat(scale), acc[m]);
+      }
+    }
+    for (int m = 0; m < rows; m++) store(out + m * LANES, acc[m]);
+  }
+}
+
+#define ADD_LOW_ROWS(name, format)                                                               \
+  NOINLINE void add_low_rows_##name(size_t rows, const uint8_t *acts, size_t stride, size_t k,   \
+                                    const uint8_t *tile, float *out) {                           \
+    for (; rows >= 4; rows -= 4, acts += 4 * stride, out += 4 * LANES)                           \
+      add_low_rows(format, 4, acts, stride, k, tile, out);                                       \
+    for (; rows; rows--, acts += stride, out += LANES)                                           \
+      add_low_rows(format, 1, acts, stride, k, tile, out);                                       \
+  }
+FOUR_BIT_FORMATS(ADD_LOW_ROWS)
+
+INLINE void add_low_planes(int format, size_t rows, const uint8_t *acts, size_t stride, size_t k,
+                           const uint8_t *tile, float *out) {
+#define LOW_CASE(name, format) \
+  case format: add_low_rows_##name(rows, acts, stride, k, tile, out); break;
+  switch (format) { FOUR_BIT_FORMATS(LOW_CASE) default: break; }
 }
 
 #endif

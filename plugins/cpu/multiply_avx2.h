@@ -82,6 +82,14 @@ INLINE void add_nibbles(int planes, int rows, const uint8_t *p, const int8_t *ac
   if (planes == 2) widen(1, rows, low[1], high[1], seconds);
 }
 
+// sums[m] = Σ over a block of nibbles, at p, of row m's bytes at acts + m * stride.
+INLINE void dot_rows(int format, int rows, const uint8_t *p, const Block *block,
+                     const int8_t *acts, size_t stride, i32x16 *sums) {
+  (void)format;
+  (void)block;
+  add_nibbles(1, rows, p, acts, stride, 0, sums, NULL);
+}
+
 // sums[m] = Σ over eight quads of row m's 16-bit integers at acts + m * stride (bytes).
 INLINE void add_wide(int rows, const u8x64 *quads, const int8_t *acts, size_t stride,
                      i32x16 *sums) {

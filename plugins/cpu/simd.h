@@ -34,6 +34,7 @@ typedef VECTOR(int8_t, 16) i8x16;
 typedef VECTOR(int16_t, 16) i16x16;
 typedef VECTOR(_Float16, 16) f16x16;
 typedef VECTOR(uint8_t, 16) u8x16;
+typedef VECTOR(uint8_t, 32) u8x32;
 typedef VECTOR(uint8_t, 64) u8x64;
 typedef VECTOR(uint16_t, 32) u16x32;
 
@@ -44,6 +45,7 @@ typedef UNALIGNED(f16x16) f16x16_any;
 typedef UNALIGNED(i8x16) i8x16_any;
 typedef UNALIGNED(i16x16) i16x16_any;
 typedef UNALIGNED(u8x16) u8x16_any;
+typedef UNALIGNED(u8x32) u8x32_any;
 typedef UNALIGNED(u8x64) u8x64_any;
 typedef UNALIGNED(u16x32) u16x32_any;
 typedef UNALIGNED(u32x16) u32x16_any;
@@ -61,6 +63,11 @@ INLINE f32x16 to_f32(i32x16 x) { return __builtin_convertvector(x, f32x16); }
 INLINE i32x16 nearest(f32x16 x) {  // ties to even; |x| < 2^31
 #if defined(__AVX512F__)
   return (i32x16)_mm512_cvt_roundps_epi32((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+#elif defined(__AVX2__)
+  i32x16 y;
+  y.lo = (VECTOR(int32_t, 8))_mm256_cvtps_epi32((__m256)x.lo);
+  y.hi = (VECTOR(int32_t, 8))_mm256_cvtps_epi32((__m256)x.hi);
+  return y;
 #else
   return __builtin_convertvector(__builtin_elementwise_roundeven(x), i32x16);
 #endif
@@ -96,6 +103,10 @@ INLINE float largest16(f32x16 x) {
   x = max16(x, __builtin_shufflevector(x, x, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
   x = max16(x, __builtin_shufflevector(x, x, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
   return x[0];
+}
+// Bit i: lane i, of a comparison.
+INLINE uint32_t bits_of_mask(i32x16 mask) {
+  return __builtin_bit_cast(uint16_t, __builtin_convertvector(mask != 0, VECTOR(_Bool, 16)));
 }
 INLINE int32_t sum16_i32(i32x16 x) { return __builtin_reduce_add(x); }
 
@@ -172,7 +183,6 @@ INLINE i32x16 dot4(i32x16 acc, u8x64 w, int32_t a) {
 INLINE i32x16 dot4_small(i32x16 acc, u8x64 w, int32_t a) { return dot4(acc, w, a); }
 #elif defined(ONLY_AVX2)
 typedef VECTOR(int32_t, 8) i32x8;  // multiply_avx2.h
-typedef VECTOR(uint8_t, 32) u8x32;
 #else
 INLINE int32x4_t dot4_quarter(int32x4_t acc, int8x16_t w, int8x16_t a) {
 #if defined(__ARM_FEATURE_DOTPROD)

@@ -6,15 +6,25 @@ import re
 
 import pytest
 
-from llmir.compiler.activations import AUTO, ROLES, of_format, parse_activations, role_of
+from llmir.compiler.activations import (
+    AUTO,
+    AUTO_OF_FOUR_BITS,
+    ROLES,
+    parse_activations,
+    precision_of,
+    role_of,
+)
 from llmir.dialect_ext.activations import PRECISIONS, allowed, is_known
 from llmir.errors import OptionError
 
+ALL_AUTO = dict.fromkeys(ROLES, "auto")
+
 
 def test_auto_gives_every_role_a_least_precision() -> None:
-    assert parse_activations("auto") == AUTO
-    assert set(AUTO) == set(ROLES)
-    assert all(is_known(precision) for precision in AUTO.values())
+    assert parse_activations("auto") == ALL_AUTO
+    for auto in (AUTO, AUTO_OF_FOUR_BITS):
+        assert set(auto) == set(ROLES)
+        assert all(is_known(precision) for precision in auto.values())
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -23,10 +33,10 @@ def test_one_precision_for_all(precision: str) -> None:
 
 
 def test_roles_that_are_not_named_are_as_in_auto() -> None:
-    expected = {**AUTO, "qkv": "f32", "down": "int8"}
+    expected = {**ALL_AUTO, "qkv": "f32", "down": "int8"}
     assert parse_activations("qkv=f32, down = int8") == expected
     assert parse_activations({"qkv": "f32", "down": "int8"}) == expected
-    assert parse_activations({}) == AUTO
+    assert parse_activations({}) == ALL_AUTO
 
 
 @pytest.mark.parametrize(
@@ -34,7 +44,7 @@ def test_roles_that_are_not_named_are_as_in_auto() -> None:
     [
         (
             "int4",
-            "activations must be auto, int8, bf16, int12, int16, f32, or role=precision,…; got 'int4'",
+            "activations must be auto, int8, int8_16, bf16, int12, int16, f32, or role=precision,…; got 'int4'",
         ),
         ("", "got ''"),
         ("int8+", "got 'int8+'"),
@@ -65,15 +75,18 @@ def test_roles(name: str, tied: bool, role: str) -> None:
 
 
 def test_what_a_precision_means_for_a_format() -> None:
-    assert of_format("int12+", "q4_1") == "int12+"
-    assert of_format("int8", "int4-g32") == "int8"
-    assert of_format("int12+", "bf16") == "bf16+"
-    assert of_format("int8+", "f16") == "f32"
-    assert of_format("f32", "bf16") == "f32"
-    assert of_format("bf16", "f16") == "bf16"
+    assert precision_of("qkv", "auto", "q4_1", bits=4) == "int8_16+"
+    assert precision_of("qkv", "auto", "q8_0", bits=8) == "int12+"
+    assert precision_of("gate_up", "auto", "q8_0", bits=8) == "int8+"
+    assert precision_of("o", "auto", "q4_1", bits=4) == "int8+"
+    assert precision_of("qkv", "int8", "int4-g32", bits=4) == "int8"
+    assert precision_of("qkv", "auto", "bf16") == "bf16+"
+    assert precision_of("gate_up", "auto", "f16") == "f32"
+    assert precision_of("down", "f32", "bf16") == "f32"
+    assert precision_of("down", "bf16", "f16") == "bf16"
 
 
-@pytest.mark.parametrize("precision", ["int8", "int12", "int16"])
+@pytest.mark.parametrize("precision", ["int8", "int8_16", "int12", "int16"])
 @pytest.mark.parametrize("weight", ["bf16", "f16", "f32"])
 def test_integers_are_not_for_float_weights(precision: str, weight: str) -> None:
     with pytest.raises(
@@ -81,7 +94,7 @@ def test_integers_are_not_for_float_weights(precision: str, weight: str) -> None
         match=f"activations {precision} are for quantised weights, and "
         f"some here are {weight}: ask for bf16 or f32",
     ):
-        of_format(precision, weight)
+        precision_of("qkv", precision, weight)
 
 
 def test_a_plus_allows_every_better_one() -> None:

@@ -22,7 +22,7 @@ from llmir.dialect_ext.base import AttrValue
 from llmir.dialect_ext.c_pages import in_columns, in_rows
 from llmir.dialect_ext.gated_mul import GATES
 from llmir.dialect_ext.kv_formats import kv_type
-from llmir.dialect_ext.packed_matmul import LARGEST_INT, rounded
+from llmir.dialect_ext.packed_matmul import LARGEST_INT, LOW_STEPS, over_outlier, rounded
 from llmir.dialect_ext.registry import get_op
 from llmir.dialect_ext.types import TensorType
 from llmir.formats import packed
@@ -113,6 +113,8 @@ def matmul(format_name: str, activations: str, shape: MatmulShape) -> Case:
     matrix_rows = shape.N * (2 if shape.gated else 1)
     weight = packed_weight(rng, format_name, matrix_rows, shape.K)
     x = np.ldexp(f32(rng, shape.T, shape.K), rng.integers(-6, 7, (shape.T, 1), np.int32))
+    if activations == "int8_16":
+        x[rng.random(x.shape) < 1 / 128] *= 40  # outliers
     x[shape.T // 2 : shape.T // 2 + 1] = 0
     norm = f32(rng, shape.K) if shape.norm else None
     bias = f32(rng, shape.N) if shape.bias else None
@@ -206,10 +208,7 @@ def matmul_slack(operands: Sequence[Array | None], attrs: Mapping[str, Any]) -> 
         undecided = (np.abs(q % 1 - 0.5) < 1e-3) & (attrs["activations"] == "bf16")
         step = np.where(undecided, spacing, 0)
     elif norm is not None:
-        most = LARGEST_INT[attrs["activations"]]
-        blocks = np.abs(x.astype(np.float64)).reshape(
-            len(x), x.shape[1] // packed.BLOCK, packed.BLOCK
-        )
+        most, blocks = LARGEST_INT[attrs["activations"]], blocks_of(x)
         scale = blocks.max(axis=2, keepdims=True, initial=0) / most
         with np.errstate(divide="ignore", invalid="ignore"):
             q = np.where(scale > 0, blocks / scale, 0)
@@ -217,6 +216,15 @@ def matmul_slack(operands: Sequence[Array | None], attrs: Mapping[str, Any]) -> 
         step = np.where(undecided, scale, 0).reshape(a.shape)
     else:
         step = np.zeros_like(a)
+    if attrs["activations"] == "int8_16":
+        # Where a low plane makes up for either choice, one step of it; but for blocks so near to an
+        # outlier that the order of a sum decides whether there is one.
+        blocks = blocks_of(x)
+        over, scale = over_outlier(blocks), blocks.max(axis=2, keepdims=True, initial=0) / 127
+        fine = np.broadcast_to(over > 1, blocks.shape).reshape(step.shape)
+        undecided = np.broadcast_to(np.where(np.abs(over - 1) < 1e-5, scale, 0), blocks.shape)
+        low = np.broadcast_to(scale / LOW_STEPS, blocks.shape).reshape(step.shape)
+        step = np.maximum(np.where(fine, low, step), undecided.reshape(step.shape))
     matrix_rows = attrs["rows"] * (2 if attrs["gated"] else 1)
     w = packed.unpack_matrix(
         attrs["format"], weight.view(np.uint8), matrix_rows, a.shape[1]
@@ -237,6 +245,11 @@ def matmul_slack(operands: Sequence[Array | None], attrs: Mapping[str, Any]) -> 
     gated = np.abs(GATES[attrs["gated"]](gate))
     # No gate is steeper than 1.13.
     return 1.13 * d_gate * (np.abs(up) + d_up) + gated * d_up + 1e-6 * (gated * np.abs(up) + 1)
+
+
+def blocks_of(x: Array) -> Array:
+    """|x| as float64 [T, blocks, 32]."""
+    return np.abs(x.astype(np.float64)).reshape(len(x), x.shape[1] // packed.BLOCK, packed.BLOCK)
 
 
 def halves(both: Array) -> tuple[Array, Array]:

@@ -221,7 +221,7 @@ X, QUANTS, SCALES = "tensor<?x64xf32>", "tensor<8x2x16xi8>", "tensor<8x2xf32>"
         ({"bits": 5}, "bits must be 4 or 8, got 5"),
         (
             {"activations": "int4"},
-            "activations must be int8, bf16, int12, int16, f32, or one with a plus; got 'int4'",
+            "activations must be int8, int8_16, bf16, int12, int16, f32, or one with a plus; got 'int4'",
         ),
         (
             {"group_size": 33},

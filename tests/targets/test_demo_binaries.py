@@ -47,7 +47,9 @@ def test_the_embedded_binaries_and_their_entry_points(made: llmir.Artifact) -> N
         own = [name for name in names if name.startswith("step")]
         assert len(set(own)) == len(own), target
         assert all(n.startswith(("step", "llmir_")) for n in names), f"{target}: {names}"
-    assert {"llmir_matmul_q4_1_int12", "llmir_append_kv_f32"} <= set(entries["cpu:aarch64-neon"][0])
+    assert {"llmir_matmul_q4_1_int8_16", "llmir_append_kv_f32"} <= set(
+        entries["cpu:aarch64-neon"][0]
+    )
     assert sorted(entries["rocm:gfx942"][0]) == sorted(entries["rocm:gfx1100"][0])
 
 
