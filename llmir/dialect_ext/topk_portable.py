@@ -1,14 +1,15 @@
 """The portable lowering of llm.topk: the form that every target compiles, with no long loop.
 
-A number that k others come before is not wanted.  So if the largest numbers of k groups come before
-a group's own largest, nothing of that group is wanted: k groups are left, and of their numbers
-groups are made again, until they are some hundreds.  How many come before a number is then its place.
-A number comes before those that are less, and before equal ones of higher ids: no two have one place.
+A number that k others come before is not wanted.  So if the largest numbers of k groups come
+before a group's own largest, nothing of that group is wanted: k groups are left, and of their
+numbers groups are made again, until they are some hundreds.  How many come before a number is then
+its place.  A number comes before those that are less, and before equal ones of higher ids: no two
+have one place.
 
-Everything is an all-parallel generic whose body loops over some hundreds of numbers: a GPU's thread
-waits for each.
+Everything is an all-parallel generic whose body loops over some hundreds of numbers: a GPU's
+thread waits for each.
 
-Shape legend: L rows, V elements of a row, G groups, M numbers that are left.
+Shape legend: L rows, V elements of a row; a list is two tensors [L, count], values and ids.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class _Body:
         return _Numbers(values, ids, k * size)
 
     def weights(self, found: _Numbers) -> str:
-        """f32 [L]: Σ e^(x - largest), the sums of about √V numbers, then their sum; NaN as of topk."""
+        """f32 [L]: Σ e^(x - largest), of about √V numbers at a time; NaN as of llm.topk."""
         x = self.call.type_of("x")
         columns = int(x.shape[1] or 0)
         size = max(1, math.isqrt(columns))
