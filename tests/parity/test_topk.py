@@ -112,12 +112,13 @@ def test_on_vulkan_the_same_text_as_with_whole_rows(
 @pytest.mark.targets
 @pytest.mark.parametrize(
     ("target", "provider"),
-    [("cuda", "cuda_ptx"), ("rocm", "hip"), ("metal", "portable"), ("vulkan", "vulkan_spirv")],
+    [("cuda", "cuda_ptx"), ("rocm", "hip"), ("metal", "portable")],
 )
-def test_every_target_has_one(
+def test_every_gpu_has_one(
     target: str, provider: str, tiny_checkpoint: Callable[..., Path]
 ) -> None:
-    (module,) = llmir.compile(tiny_checkpoint("llama"), target).manifest.modules
+    checkpoint = tiny_checkpoint("llama", num_hidden_layers=1)
+    (module,) = llmir.compile(checkpoint, target).manifest.modules
     assert "step_topk" in module.entry_points
     assert ("topk", provider) in {(p.op, p.provider) for p in module.providers}
 
