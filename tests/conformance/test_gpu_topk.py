@@ -20,6 +20,7 @@ from .gpu_calls import EmulatedGpu, GpuLowered
         (5, 5, CUDA),
         (300, 1, HIP),
         (1031, 64, HIP),
+        (2 * LEAST_PART - 1, 64, CUDA),  # more numbers reach the bound than there is room for
         (2 * LEAST_PART + 5, 64, CUDA),
         pytest.param(49_157, 64, CUDA, marks=pytest.mark.targets),
         pytest.param(151_936, 7, CUDA, marks=pytest.mark.targets),
