@@ -68,6 +68,7 @@ MATMUL_FORMATS = {
 }
 UNITS = (
     Unit("rows", "rows.cu", for_hip=True),
+    Unit("topk", "topk.cu", for_hip=True),
     Unit("pages", "pages.cu", for_hip=True),
     *(
         Unit(f"attention_{dim}", "attention.cu", (f"HEAD_DIM={dim}",))

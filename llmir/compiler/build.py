@@ -43,6 +43,7 @@ from llmir.errors import OptionError
 from llmir.host import is_amx
 from llmir.importers.base import ImportedModel
 from llmir.models.rope import check_max_len
+from llmir.passes.add_topk_entry import AddTopkEntry
 from llmir.passes.entries import functions_of
 from llmir.passes.ir import is_llm_op, parse_module, text_attribute, walk
 from llmir.passes.manager import PassManager
@@ -207,6 +208,8 @@ def _lower(
 ) -> _Lowered:
     module = parse_module(llm_ir)
     manager.run(module, [SelectProviders(target=target.name, priority=priority)])
+    if fusion != "none":
+        manager.run(module, [AddTopkEntry(target=target.name, priority=priority)])
     manager.run(module, FUSIONS[fusion])
     providers = _provider_uses(module)
     flags = _flags(providers, target)

@@ -26,7 +26,7 @@ from llmir.dialect_ext.types import TensorType
 from llmir.targets import Target
 
 PROVIDER = "vulkan_spirv"
-SHADERS = ("linear", "paged_attention", "paged_attention_combine", "quantized_matmul")
+SHADERS = ("linear", "paged_attention", "paged_attention_combine", "quantized_matmul", "topk")
 _TARGET = '#hal.executable.target<"vulkan-spirv", "vulkan-spirv-fb">'
 _ENTRY = "main"
 

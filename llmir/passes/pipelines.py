@@ -7,13 +7,14 @@ from llmir.errors import OptionError
 TO_LLM_IR = ("raise-torch-llm", "torch-to-iree", "cse-llm", "dce-llm", "add-greedy-entry")
 """From what iree-turbine imports to llm IR; the rest is per target."""
 
-_FUSED = ("add-topk-entry", "pack-weights", "fuse-matmul", "fuse-rope-append", "dce-llm")
+_FUSED = ("pack-weights", "fuse-matmul", "fuse-rope-append", "dce-llm")
 FUSIONS: dict[str, tuple[str, ...]] = {
     "all": _FUSED,
     "ops": _FUSED,
     "none": ("pack-weights", "dce-llm"),
 }
-"""After select-providers, which needs the target: which ops are fused, by the option `fusion`.
+"""After select-providers and add-topk-entry, which need the target: which ops are fused, by the
+option `fusion`.  There is no step_topk with "none".
 
 Results differ by rounding at most.
 """

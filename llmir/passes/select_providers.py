@@ -16,7 +16,7 @@ from typing import ClassVar
 
 from iree.compiler import ir
 
-from llmir.dialect_ext.registry import choose
+from llmir.dialect_ext.registry import Choice, choose
 from llmir.passes.base import Pass
 from llmir.passes.ir import call_of, llm_ops
 from llmir.targets import resolve
@@ -43,11 +43,16 @@ class SelectProviders(Pass):
             choices = [choose(call, target, self.priority, pages="rows") for _, call in calls]
         with module.context:
             for (operation, _), choice in zip(calls, choices, strict=True):
-                noted = {
-                    "llm.provider": choice.lowering.provider,
-                    "llm.variant": choice.lowering.variant,
-                    "llm.refused": "; ".join(choice.refused),
-                }
-                for name, text in noted.items():
-                    if text:
-                        operation.attributes[name] = ir.StringAttr.get(text)
+                note(operation, choice)
+
+
+def note(operation: ir.Operation, choice: Choice) -> None:
+    """Note a choice on an op, whose context is the current one."""
+    noted = {
+        "llm.provider": choice.lowering.provider,
+        "llm.variant": choice.lowering.variant,
+        "llm.refused": "; ".join(choice.refused),
+    }
+    for name, text in noted.items():
+        if text:
+            operation.attributes[name] = ir.StringAttr.get(text)

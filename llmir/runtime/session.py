@@ -18,7 +18,7 @@ from llmir.config import TOP_K
 from llmir.errors import DeviceError
 from llmir.runtime.base import F32, I32, StepBatch, StepLimits, TopLogits
 from llmir.runtime.choice import choose
-from llmir.runtime.devices import IREE_ERRORS, open_device
+from llmir.runtime.devices import IREE_ERRORS, facts_of, open_device
 from llmir.runtime.memory import MemoryUse, is_out_of_memory, plan
 from llmir.runtime.transfer import ELEMENT_TYPES, Timeline, Transfers
 from llmir.runtime.waiting import polite_wait
@@ -92,8 +92,16 @@ class Session:
 
     @property
     def top_k(self) -> int:
-        """See StepRunner.top_k."""
-        return min(TOP_K, self._limits.vocab_size) if "step_topk" in self._functions else 0
+        """See StepRunner.top_k; 0 on a software device, whose rows of logits are in host memory."""
+        if "step_topk" not in self._functions or self._is_software:
+            return 0
+        return min(TOP_K, self._limits.vocab_size)
+
+    @property
+    def _is_software(self) -> bool:
+        """Whether a driver for GPUs runs on the CPU: it searches a row slower than the host."""
+        is_cpu = self.module.driver.startswith("local")
+        return not is_cpu and facts_of(self.device_uri).kind == "cpu"
 
     @property
     def kv_bytes(self) -> int:

@@ -50,6 +50,12 @@ INLINE u32 from_lane_xor(u32 x, u32 mask) {
   asm volatile("shfl.sync.bfly.b32 %0, %1, %2, 0x1f, 0xffffffff;" : "=r"(y) : "r"(x), "r"(mask));
   return y;
 }
+// Adds to a word of shared memory that other threads add to; returns what was there.
+INLINE u32 add_shared(SHARED_POINTER u32 *to, u32 x) {
+  u32 y;
+  asm volatile("atom.shared.add.u32 %0, [%1], %2;" : "=r"(y) : "r"((u32)(u64)to), "r"(x) : "memory");
+  return y;
+}
 INLINE float exp2_fast(float x) {
   float y;
   asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -111,6 +117,9 @@ INLINE void sync_group() {
 INLINE u32 from_lane_xor(u32 x, u32 mask) {
   const u32 lane = __builtin_amdgcn_mbcnt_hi(~0u, __builtin_amdgcn_mbcnt_lo(~0u, 0));
   return (u32)__builtin_amdgcn_ds_bpermute((int)((lane ^ mask) << 2), (int)x);
+}
+INLINE u32 add_shared(SHARED_POINTER u32 *to, u32 x) {
+  return __atomic_fetch_add(to, x, __ATOMIC_RELAXED);
 }
 INLINE float exp2_fast(float x) { return __builtin_amdgcn_exp2f(x); }
 

@@ -33,6 +33,11 @@ INLINE u32 from_lane_xor(u32 x, u32 mask) {
   emulated_sync_warp();
   return y;
 }
+INLINE u32 add_shared(u32 *to, u32 x) {
+  const u32 y = *to;
+  *to += x;
+  return y;
+}
 INLINE float exp2_fast(float x) { return __builtin_exp2f(x); }
 INLINE u32 pick_bytes(u32 a, u32 b, u32 selector) {
   const u64 bytes = a | (u64)b << 32;

@@ -84,6 +84,45 @@ def test_the_same_text_as_with_whole_rows(
     assert answers[0] == answers[1]
 
 
+class ComparedOnDevice(Compared):
+    """On a software device too, whose step_topk is left alone otherwise."""
+
+    top_k = 64
+
+
+@pytest.mark.targets
+def test_on_vulkan_the_same_text_as_with_whole_rows(
+    tiny_checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = llmir.compile(tiny_checkpoint("llama"), "vulkan", weights="q8_0")
+    (module,) = artifact.manifest.modules
+    assert module.entry_points == ("step", "step_greedy", "step_topk")
+    assert ("topk", "vulkan_spirv") in {(p.op, p.provider) for p in module.providers}
+    answers = []
+    for session in (ComparedOnDevice, WholeRows):
+        monkeypatch.setattr("llmir.runtime.session.Session", session)
+        llm = llmir.LLM(artifact, device="vulkan://0", kv_cache_memory_bytes=KV_BYTES)
+        answers.append(token_ids(llm, PROMPTS, PARAMS))
+        runner = llm.engine.core.runner
+        if isinstance(runner, Compared):
+            assert runner.num_compared > 5
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.targets
+@pytest.mark.parametrize(
+    ("target", "provider"),
+    [("cuda", "cuda_ptx"), ("rocm", "hip"), ("metal", "portable")],
+)
+def test_every_gpu_has_one(
+    target: str, provider: str, tiny_checkpoint: Callable[..., Path]
+) -> None:
+    checkpoint = tiny_checkpoint("llama", num_hidden_layers=1)
+    (module,) = llmir.compile(checkpoint, target).manifest.modules
+    assert "step_topk" in module.entry_points
+    assert ("topk", provider) in {(p.op, p.provider) for p in module.providers}
+
+
 def test_without_kernels_for_the_head_there_is_none(
     tiny_checkpoint: Callable[..., Path],
 ) -> None:

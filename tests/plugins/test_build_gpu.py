@@ -100,6 +100,8 @@ def calls() -> Iterator[tuple[str, list[TensorType | None], dict[str, Any]]]:
     yield "rms_norm", [rows, TensorType((64,), "f32")], {"eps": 1e-5}
     yield "silu_mul", [rows, rows], {}
     yield "gelu_mul", [rows, rows], {}
+    for columns in (64, 49152):
+        yield "topk", [TensorType((None, columns), "f32")], {"k": 64}
     for dim in (64, 128):
         heads = TensorType((None, 2, dim), "f32")
         kv = TensorType((None, 2, 2, 16, dim), "bf16")
