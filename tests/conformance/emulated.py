@@ -59,8 +59,8 @@ class Process:
 
     def __init__(self, name: str) -> None:
         program, self.numbers = driver(name)
-        self.directory = tempfile.TemporaryDirectory(prefix="llmir-driver-")
-        path = Path(self.directory.name) / name
+        self.directory = Path(tempfile.mkdtemp(prefix="llmir-driver-"))
+        path = self.directory / name
         path.write_bytes(program)
         path.chmod(0o700)
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
@@ -94,7 +94,7 @@ class Process:
         self.process.stdin.close()
         status = self.process.wait()
         self.process.stdout.close()
-        self.directory.cleanup()
+        shutil.rmtree(self.directory)
         return status
 
     def said(self) -> str:
