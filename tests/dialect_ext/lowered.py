@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,10 @@ def module(
     results = ", ".join(map(str, call.results))
     made = ", ".join(f"%y{i}" for i in range(len(call.results)))
     return f"""
-module @m {{
 {(through or lowering(op, variant)).emit(call, "op")}
 func.func @main({args}) -> ({results}) {{
   {made} = func.call @op({operands}) : ({", ".join(str(t) for _, t in call.present)}) -> ({results})
   return {made} : {results}
-}}
 }}
 """
 
@@ -89,10 +89,38 @@ def put(values: Array, dtype: str) -> rt.DeviceArray:
 
 def load(path: Path) -> Callable[..., rt.DeviceArray]:
     """The `main` of a compiled module, called with arrays on the device."""
+    return functions_of(path, ["main"])["main"]
+
+
+def functions_of(path: Path, names: Iterable[str]) -> dict[str, Callable[..., rt.DeviceArray]]:
     instance = rt.Config(device=device()).vm_instance
     vm_module = rt.VmModule.copy_buffer(instance, path.read_bytes())
     context = rt.VmContext(instance, [rt.create_hal_module(instance, device()), vm_module])
-    return FunctionInvoker(context, device(), vm_module.lookup_function("main"))
+    return {n: FunctionInvoker(context, device(), vm_module.lookup_function(n)) for n in names}
+
+
+@dataclass(frozen=True)
+class Together:
+    """The `main`s of many modules, compiled for the CPU as one: the compiler takes half a second
+    to compile anything at all.
+
+    path:  the compiled module
+    names: a case → the name of its `main` there
+    mains: a case → its `main`, called with arrays on the device
+    """
+
+    path: Path
+    names: dict[Any, str]
+    mains: dict[Any, Callable[..., rt.DeviceArray]]
+
+
+def compile_together(texts: Mapping[Any, str], path: Path) -> Together:
+    """Each case's MLIR in one module at `path`; its symbols get the case's number."""
+    renamed = [re.sub(r"@(\w+)", rf"@\g<1>_{i}", text) for i, text in enumerate(texts.values())]
+    compile_text("\n".join(renamed), "cpu", path)
+    names = {case: f"main_{i}" for i, case in enumerate(texts)}
+    found = functions_of(path, names.values())
+    return Together(path, names, {case: found[name] for case, name in names.items()})
 
 
 def run_with_tool(path: Path, device_uri: str, inputs: Sequence[tuple[Array, str]]) -> Array:
