@@ -123,13 +123,19 @@ def compile_together(texts: Mapping[Any, str], path: Path) -> Together:
     return Together(path, names, {case: found[name] for case, name in names.items()})
 
 
-def run_with_tool(path: Path, device_uri: str, inputs: Sequence[tuple[Array, str]]) -> Array:
-    """Run `main` with iree-run-module on a device; inputs are (values, dtype)."""
-    return all_results_with_tool(path, device_uri, inputs, 1)[0]
+def run_with_tool(
+    path: Path, device_uri: str, inputs: Sequence[tuple[Array, str]], function: str = "main"
+) -> Array:
+    """Run a function with iree-run-module on a device; inputs are (values, dtype)."""
+    return all_results_with_tool(path, device_uri, inputs, 1, function)[0]
 
 
 def all_results_with_tool(
-    path: Path, device_uri: str, inputs: Sequence[tuple[Array, str]], num_results: int
+    path: Path,
+    device_uri: str,
+    inputs: Sequence[tuple[Array, str]],
+    num_results: int,
+    function: str = "main",
 ) -> list[Array]:
     tool = Path(sys.executable).with_name("iree-run-module")
     args = []
@@ -138,7 +144,7 @@ def all_results_with_tool(
         (to_bf16(values) if dtype == "bf16" else values.astype(NUMPY_DTYPES[dtype])).tofile(raw)
         args.append(f"--input={'x'.join(map(str, values.shape))}x{dtype}=@{raw}")
     outs = [path.with_name(f"out{i}.npy") for i in range(num_results)]
-    command = [tool, f"--device={device_uri}", f"--module={path}", "--function=main", *args]
+    command = [tool, f"--device={device_uri}", f"--module={path}", f"--function={function}", *args]
     done = subprocess.run(
         [*command, *(f"--output=@{out}" for out in outs)],
         capture_output=True,
