@@ -101,26 +101,28 @@ def functions_of(path: Path, names: Iterable[str]) -> dict[str, Callable[..., rt
 
 @dataclass(frozen=True)
 class Together:
-    """The `main`s of many modules, compiled for the CPU as one: the compiler takes half a second
-    to compile anything at all.
+    """The `main`s of many modules, compiled as one: the compiler takes half a second to compile
+    anything at all.
 
     path:  the compiled module
     names: a case → the name of its `main` there
-    mains: a case → its `main`, called with arrays on the device
     """
 
     path: Path
     names: dict[Any, str]
-    mains: dict[Any, Callable[..., rt.DeviceArray]]
+
+    @functools.cached_property
+    def mains(self) -> dict[Any, Callable[..., Any]]:
+        """A case → its `main` on the CPU, called with arrays on the device."""
+        found = functions_of(self.path, self.names.values())
+        return {case: found[name] for case, name in self.names.items()}
 
 
-def compile_together(texts: Mapping[Any, str], path: Path) -> Together:
+def compile_together(texts: Mapping[Any, str], path: Path, target: str = "cpu") -> Together:
     """Each case's MLIR in one module at `path`; its symbols get the case's number."""
     renamed = [re.sub(r"@(\w+)", rf"@\g<1>_{i}", text) for i, text in enumerate(texts.values())]
-    compile_text("\n".join(renamed), "cpu", path)
-    names = {case: f"main_{i}" for i, case in enumerate(texts)}
-    found = functions_of(path, names.values())
-    return Together(path, names, {case: found[name] for case, name in names.items()})
+    compile_text("\n".join(renamed), target, path)
+    return Together(path, {case: f"main_{i}" for i, case in enumerate(texts)})
 
 
 def run_with_tool(
