@@ -1,10 +1,13 @@
-// Calls of one kernel, read from standard input; its buffers afterwards, to standard output.
+// Calls of kernels, read from standard input; what they wrote, to standard output; until the
+// input ends.  For each kernel:
 //
-//   input   u64 bytes of all input, of them: header u64[7] (see Header), for each buffer
-//           u64[2] (bytes, whether its end or its beginning touches the forbidden page),
-//           u64[args] the kind of each argument, for each call u64[args] its value, then the
-//           buffers one after the other
-//   output  the buffers
+//   input   header u64[6] (see Header), for each buffer u64[2] (bytes, whether its end or its
+//           beginning touches the forbidden page), u64[args] the kind of each argument, for each
+//           call u64[args] its value, then the buffers one after the other
+//   output  the buffers that may be written, and u64 that all went well
+//
+// The machine that runs this is emulated: bytes are moved by the kernel of the system wherever
+// they can be, which is not.
 //
 // A pointer's value is a buffer's number plus, in its upper half, how many bytes before the
 // buffer it points.  Integers and floats go where AAPCS64 wants them whatever their order: so
@@ -13,8 +16,8 @@
 #include <stdint.h>
 
 enum { POINTER, INTEGER, FLOAT };
-enum { MOST_INTEGERS = 32, MOST_FLOATS = 4, MOST_BUFFERS = 16, PAGE = 4096 };
-enum { READ = 63, WRITE = 64, EXIT = 93, MPROTECT = 226, MMAP = 222 };
+enum { MOST_INTEGERS = 32, MOST_FLOATS = 4, MOST_BUFFERS = 16, PAGE = 4096, DONE = 0x600D };
+enum { READ = 63, WRITE = 64, EXIT = 93, MUNMAP = 215, MMAP = 222, MPROTECT = 226 };
 
 typedef void (*Kernel)(uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t,
                        uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t, uint64_t,
@@ -31,7 +34,7 @@ static const Kernel kernels[] = {
 };
 
 typedef struct {
-  uint64_t bytes, kernel, buffers, args, calls, written, unused;
+  uint64_t kernel, buffers, args, calls, written, unused;
 } Header;
 
 static long sys(long number, long a, long b, long c, long d, long e, long f) {
@@ -73,24 +76,39 @@ typedef struct {
   size_t length, bytes;
 } Buffer;
 
-// A copy of `from` between pages that cannot be accessed; 0xA5 where it does not fill its own.
-static Buffer guarded(const uint8_t *from, size_t bytes, int at_end, int writable) {
+static void fill(uint8_t *from, const uint8_t *end) {
+  for (volatile uint8_t *p = from; p < end; p++) *p = 0xA5;
+}
+
+// A buffer of the input between pages that cannot be accessed; 0xA5 where it does not fill its
+// own.
+static Buffer guarded(size_t bytes, int at_end, int writable) {
   const size_t length = (bytes + PAGE - 1) / PAGE * PAGE + (bytes == 0) * PAGE;
   uint8_t *base = map(length + 2 * PAGE);
   Buffer buffer = {.inside = base + PAGE, .length = length, .bytes = bytes};
   buffer.at = buffer.inside + (at_end ? length - bytes : 0);
-  for (size_t i = 0; i < length; i++) ((volatile uint8_t *)buffer.inside)[i] = 0xA5;
-  for (size_t i = 0; i < bytes; i++) ((volatile uint8_t *)buffer.at)[i] = from[i];
+  fill(buffer.inside, buffer.at);
+  transfer(READ, 0, buffer.at, bytes);
+  fill(buffer.at + bytes, buffer.inside + length);
   if (sys(MPROTECT, (long)base, PAGE, 0, 0, 0, 0)) fail(12);
   if (sys(MPROTECT, (long)(base + PAGE + length), PAGE, 0, 0, 0, 0)) fail(12);
   if (sys(MPROTECT, (long)buffer.inside, (long)length, writable ? 3 : 1, 0, 0, 0)) fail(12);
   return buffer;
 }
 
-static int is_intact(const Buffer *buffer) {
-  for (const uint8_t *p = buffer->inside; p < buffer->inside + buffer->length; p++)
-    if ((p < buffer->at || p >= buffer->at + buffer->bytes) && *p != 0xA5) return 0;
+static int is_filled(const uint8_t *from, const uint8_t *end) {
+  for (const uint8_t *p = from; p < end; p++)
+    if (*p != 0xA5) return 0;
   return 1;
+}
+
+static int is_intact(const Buffer *buffer) {
+  return is_filled(buffer->inside, buffer->at) &&
+         is_filled(buffer->at + buffer->bytes, buffer->inside + buffer->length);
+}
+
+static void unmap(uint8_t *at, size_t bytes) {
+  if (sys(MUNMAP, (long)at, (long)bytes, 0, 0, 0, 0)) fail(15);
 }
 
 static void call(const Header *header, const Buffer *buffers, const uint64_t *kinds,
@@ -119,27 +137,38 @@ static void call(const Header *header, const Buffer *buffers, const uint64_t *ki
                           n[31], f[0], f[1], f[2], f[3]);
 }
 
-void _start(void) {
-  Header start;
+// One kernel's calls; 0 where the input ends in place of a header.
+static int serve(void) {
+  Header header;
   Buffer buffers[MOST_BUFFERS];
-  transfer(READ, 0, (uint8_t *)&start, sizeof start);
-  const size_t rest = start.bytes - sizeof start;
-  uint8_t *input = map(rest);
-  transfer(READ, 0, input, rest);
-  if (start.buffers > MOST_BUFFERS) fail(13);
-  const uint64_t *shapes = (const uint64_t *)input;
-  const uint64_t *kinds = shapes + 2 * start.buffers, *values = kinds + start.args;
-  const uint8_t *data = (const uint8_t *)(values + start.args * start.calls);
-  for (size_t i = 0; i < start.buffers; i++) {
-    const int writable = (int)(start.written >> i & 1);
-    buffers[i] = guarded(data, shapes[2 * i], shapes[2 * i + 1] != 0, writable);
-    data += shapes[2 * i];
+  const long first = sys(READ, 0, (long)&header, sizeof header, 0, 0, 0);
+  if (!first) return 0;
+  if (first < 0) fail(11);
+  transfer(READ, 0, (uint8_t *)&header + first, sizeof header - (size_t)first);
+  if (header.buffers > MOST_BUFFERS) fail(13);
+  const size_t numbers = 2 * header.buffers + header.args + header.args * header.calls;
+  uint64_t *shapes = (uint64_t *)map(numbers * 8);
+  transfer(READ, 0, (uint8_t *)shapes, numbers * 8);
+  const uint64_t *kinds = shapes + 2 * header.buffers, *values = kinds + header.args;
+  for (size_t i = 0; i < header.buffers; i++) {
+    const int writable = (int)(header.written >> i & 1);
+    buffers[i] = guarded(shapes[2 * i], shapes[2 * i + 1] != 0, writable);
   }
-  for (size_t i = 0; i < start.calls; i++)
-    call(&start, buffers, kinds, values + i * start.args);
-  for (size_t i = 0; i < start.buffers; i++) {
+  for (size_t i = 0; i < header.calls; i++)
+    call(&header, buffers, kinds, values + i * header.args);
+  for (size_t i = 0; i < header.buffers; i++)
     if (!is_intact(&buffers[i])) fail(14);
-    transfer(WRITE, 1, buffers[i].at, buffers[i].bytes);
+  for (size_t i = 0; i < header.buffers; i++) {
+    if (header.written >> i & 1) transfer(WRITE, 1, buffers[i].at, buffers[i].bytes);
+    unmap(buffers[i].inside - PAGE, buffers[i].length + 2 * PAGE);
   }
+  unmap((uint8_t *)shapes, numbers * 8);
+  uint64_t done = DONE;
+  transfer(WRITE, 1, (uint8_t *)&done, sizeof done);
+  return 1;
+}
+
+void _start(void) {
+  while (serve()) {}
   fail(0);
 }

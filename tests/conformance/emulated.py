@@ -1,10 +1,12 @@
 """Calls of C kernels for 64-bit Arm under qemu: as native.py makes them, by driver.c.
 
-The driver is a static program with the level's object linked in; a dispatch is one run of it.
+The driver is a static program with the level's object linked in.  One process makes the calls of
+all dispatches, each on memory of its own: qemu translates a kernel once.
 """
 
 from __future__ import annotations
 
+import atexit
 import functools
 import random
 import shutil
@@ -24,6 +26,7 @@ from .lowered_calls import Dispatch, Offset, Pointer
 
 QEMU = "qemu-aarch64"
 _POINTER, _INTEGER, _FLOAT = range(3)
+_DONE = struct.pack("<Q", 0x600D)
 _FAILURES = {14: "written beside a buffer", -11: "a page was touched that nobody may touch"}
 
 
@@ -51,12 +54,76 @@ def missing_qemu() -> str:
     return "" if shutil.which(QEMU) else f"no {QEMU}: run tools/setup.sh qemu"
 
 
+class Process:
+    """A driver under qemu; a failure ends it, and the next case gets another."""
+
+    def __init__(self, name: str) -> None:
+        program, self.numbers = driver(name)
+        self.directory = Path(tempfile.mkdtemp(prefix="llmir-driver-"))
+        path = self.directory / name
+        path.write_bytes(program)
+        path.chmod(0o700)
+        self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
+        self.process = subprocess.Popen(
+            [QEMU, "-cpu", "max", path], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=self.errors, bufsize=0,
+        )  # fmt: skip
+
+    def answer(self, case: bytes, num_bytes: int) -> bytes:
+        """What the driver writes for a case; shorter than that if it ended."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        try:
+            left = memoryview(case)
+            while left:
+                left = left[self.process.stdin.write(left) or 0 :]
+        except BrokenPipeError:
+            return b""
+        found = bytearray()
+        while len(found) < num_bytes:
+            part = self.process.stdout.read(num_bytes - len(found))
+            if not part:
+                break
+            found += part
+        return bytes(found)
+
+    def close(self) -> int:
+        """Its exit status."""
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.close()
+        status = self.process.wait()
+        self.process.stdout.close()
+        shutil.rmtree(self.directory)
+        return status
+
+    def said(self) -> str:
+        self.errors.seek(0)
+        return self.errors.read().decode(errors="replace")
+
+
+_processes: dict[str, Process] = {}
+
+
+def process(name: str) -> Process:
+    """The running driver of a level."""
+    if name not in _processes:
+        _processes[name] = Process(name)
+    return _processes[name]
+
+
+@atexit.register
+def _close_all() -> None:
+    for running in _processes.values():
+        running.close()
+        running.errors.close()
+
+
 @dataclass
 class Emulated:
     """A level's kernels under qemu; the fields are those of Native."""
 
     level: str
-    directory: Path
     at_end: bool = True
     poison: int = 0xFF
     seed: int = 0
@@ -64,24 +131,21 @@ class Emulated:
 
     def __call__(self, dispatch: Dispatch) -> None:
         self.called.add(dispatch.function)
-        program, numbers = driver(self.level)
-        path = self.directory / self.level
-        if not path.exists():
-            path.write_bytes(program)
-            path.chmod(0o700)
-        done = subprocess.run(
-            [QEMU, "-cpu", "max", path], input=self._case(dispatch, numbers), capture_output=True,
-            check=False,
-        )  # fmt: skip
-        why = _FAILURES.get(done.returncode, f"exit status {done.returncode}")
-        assert done.returncode == 0, f"{dispatch.function}: {why}; {done.stderr.decode()}"
+        running = process(self.level)
+        written = [dispatch.tensors[i] for i in sorted(dispatch.written)]
+        num_bytes = sum(tensor.nbytes for tensor in written) + len(_DONE)
+        answer = running.answer(self._case(dispatch, running.numbers), num_bytes)
+        if not answer.endswith(_DONE) or len(answer) < num_bytes:
+            del _processes[self.level]
+            status = running.close()
+            why = _FAILURES.get(status, f"exit status {status}")
+            with running.errors:
+                raise AssertionError(f"{dispatch.function}: {why}; {running.said()}")
         at = 0
-        for i, tensor in enumerate(dispatch.tensors):
-            raw = done.stdout[at : at + tensor.nbytes]
+        for tensor in written:
+            raw = np.frombuffer(answer, np.uint8, tensor.nbytes, at)
+            tensor.reshape(-1).view(np.uint8)[:] = raw
             at += tensor.nbytes
-            if i in dispatch.written:
-                tensor.reshape(-1).view(np.uint8)[:] = np.frombuffer(raw, np.uint8)
-        assert at == len(done.stdout)
 
     def _case(self, dispatch: Dispatch, numbers: dict[str, int]) -> bytes:
         offset = 0 if self.at_end else 48
@@ -113,7 +177,7 @@ class Emulated:
         body = shapes + struct.pack(f"<{len(kinds)}Q", *kinds) + calls + data
         written = sum(1 << i for i in dispatch.written)
         header = struct.pack(
-            "<7Q", len(body) + 56, numbers[dispatch.function], len(dispatch.tensors), len(kinds),
-            len(order), written, 0,
+            "<6Q", numbers[dispatch.function], len(dispatch.tensors), len(kinds), len(order),
+            written, 0,
         )  # fmt: skip
         return header + body

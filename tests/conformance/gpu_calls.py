@@ -19,7 +19,7 @@ from llmir.dialect_ext.registry import lowerings_of
 from llmir.passes.ir import parse_module, walk
 from plugins import gpu
 
-from .lowered_calls import Array, Lowered, _evaluate, _symbol, place_results, segments_of
+from .lowered_calls import CONTEXT, Array, Lowered, _evaluate, _symbol, place_results, segments_of
 from .native import Guarded
 
 
@@ -51,7 +51,7 @@ class GpuLowered(Lowered):
     def __post_init__(self) -> None:
         call = self.op.verify(self.types, self.attrs)
         lowering = next(x for x in lowerings_of(self.op.name) if x.provider == self.provider)
-        self.module = parse_module(lowering.emit(call, "op"))
+        self.module = parse_module(lowering.emit(call, "op"), CONTEXT)
         top = [op.operation for op in self.module.body]
         self.executables = {_symbol(op): op for op in top if op.name == "hal.executable.source"}
         (self.function,) = (op for op in top if op.name == "func.func")

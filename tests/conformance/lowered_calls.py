@@ -46,6 +46,9 @@ class Place:
     is_count: bool
 
 
+# Of all calls: a context takes longer to make than a lowering takes to parse.
+CONTEXT = ir.Context()
+
 Argument = Pointer | Offset | Place | int | float
 
 
@@ -105,7 +108,7 @@ class Lowered:
 
     def __post_init__(self) -> None:
         call = self.op.verify(self.types, self.attrs)
-        self.module = parse_module(c_lowering(self.op).emit(call, "op"))
+        self.module = parse_module(c_lowering(self.op).emit(call, "op"), CONTEXT)
         top = [op.operation for op in self.module.body]
         self.executables = {_symbol(op): op for op in top if op.name == "stream.executable"}
         (self.function,) = (op for op in top if op.name == "func.func")
@@ -268,7 +271,8 @@ def index_values(text: str, names: Sequence[str], **given: int) -> dict[str, int
     types = ", ".join(["index"] * len(names))
     returned = ", ".join(f"%{name}" for name in names)
     module = parse_module(
-        f"func.func @f({arguments}) -> ({types}) {{\n{text}\n  return {returned} : {types}\n}}"
+        f"func.func @f({arguments}) -> ({types}) {{\n{text}\n  return {returned} : {types}\n}}",
+        CONTEXT,
     )
     (block,) = module.body.operations[0].regions[0].blocks
     values: dict[ir.Value, Any] = dict(zip(block.arguments, given.values(), strict=True))

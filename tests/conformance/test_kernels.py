@@ -14,7 +14,6 @@ import platform
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,17 +74,17 @@ def test_every_kernel_is_in_the_suite() -> None:
 
 
 @pytest.fixture
-def make(level: IsaLevel, tmp_path: Path) -> Make:
+def make(level: IsaLevel) -> Make:
     """make(…) → a machine of the level; skips where there can be none."""
-    return machine_of(level, tmp_path)
+    return machine_of(level)
 
 
-def machine_of(level: IsaLevel, directory: Path) -> Make:
+def machine_of(level: IsaLevel) -> Make:
     if level in levels_here():
         return partial(Native, kernels(level.name))
     if level.arch == "aarch64" and platform.machine() != "aarch64":
         assert not missing_qemu(), missing_qemu()
-        return partial(Emulated, level.name, directory)
+        return partial(Emulated, level.name)
     pytest.skip(f"{level.name} was compiled, and not run: this machine cannot")
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +44,10 @@ def module(
     results = ", ".join(map(str, call.results))
     made = ", ".join(f"%y{i}" for i in range(len(call.results)))
     return f"""
-module @m {{
 {(through or lowering(op, variant)).emit(call, "op")}
 func.func @main({args}) -> ({results}) {{
   {made} = func.call @op({operands}) : ({", ".join(str(t) for _, t in call.present)}) -> ({results})
   return {made} : {results}
-}}
 }}
 """
 
@@ -89,19 +89,55 @@ def put(values: Array, dtype: str) -> rt.DeviceArray:
 
 def load(path: Path) -> Callable[..., rt.DeviceArray]:
     """The `main` of a compiled module, called with arrays on the device."""
+    return functions_of(path, ["main"])["main"]
+
+
+def functions_of(path: Path, names: Iterable[str]) -> dict[str, Callable[..., rt.DeviceArray]]:
     instance = rt.Config(device=device()).vm_instance
     vm_module = rt.VmModule.copy_buffer(instance, path.read_bytes())
     context = rt.VmContext(instance, [rt.create_hal_module(instance, device()), vm_module])
-    return FunctionInvoker(context, device(), vm_module.lookup_function("main"))
+    return {n: FunctionInvoker(context, device(), vm_module.lookup_function(n)) for n in names}
 
 
-def run_with_tool(path: Path, device_uri: str, inputs: Sequence[tuple[Array, str]]) -> Array:
-    """Run `main` with iree-run-module on a device; inputs are (values, dtype)."""
-    return all_results_with_tool(path, device_uri, inputs, 1)[0]
+@dataclass(frozen=True)
+class Together:
+    """The `main`s of many modules, compiled as one: the compiler takes half a second to compile
+    anything at all.
+
+    path:  the compiled module
+    names: a case → the name of its `main` there
+    """
+
+    path: Path
+    names: dict[Any, str]
+
+    @functools.cached_property
+    def mains(self) -> dict[Any, Callable[..., Any]]:
+        """A case → its `main` on the CPU, called with arrays on the device."""
+        found = functions_of(self.path, self.names.values())
+        return {case: found[name] for case, name in self.names.items()}
+
+
+def compile_together(texts: Mapping[Any, str], path: Path, target: str = "cpu") -> Together:
+    """Each case's MLIR in one module at `path`; its symbols get the case's number."""
+    renamed = [re.sub(r"@(\w+)", rf"@\g<1>_{i}", text) for i, text in enumerate(texts.values())]
+    compile_text("\n".join(renamed), target, path)
+    return Together(path, {case: f"main_{i}" for i, case in enumerate(texts)})
+
+
+def run_with_tool(
+    path: Path, device_uri: str, inputs: Sequence[tuple[Array, str]], function: str = "main"
+) -> Array:
+    """Run a function with iree-run-module on a device; inputs are (values, dtype)."""
+    return all_results_with_tool(path, device_uri, inputs, 1, function)[0]
 
 
 def all_results_with_tool(
-    path: Path, device_uri: str, inputs: Sequence[tuple[Array, str]], num_results: int
+    path: Path,
+    device_uri: str,
+    inputs: Sequence[tuple[Array, str]],
+    num_results: int,
+    function: str = "main",
 ) -> list[Array]:
     tool = Path(sys.executable).with_name("iree-run-module")
     args = []
@@ -110,7 +146,7 @@ def all_results_with_tool(
         (to_bf16(values) if dtype == "bf16" else values.astype(NUMPY_DTYPES[dtype])).tofile(raw)
         args.append(f"--input={'x'.join(map(str, values.shape))}x{dtype}=@{raw}")
     outs = [path.with_name(f"out{i}.npy") for i in range(num_results)]
-    command = [tool, f"--device={device_uri}", f"--module={path}", "--function=main", *args]
+    command = [tool, f"--device={device_uri}", f"--module={path}", f"--function={function}", *args]
     done = subprocess.run(
         [*command, *(f"--output=@{out}" for out in outs)],
         capture_output=True,

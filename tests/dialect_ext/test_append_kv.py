@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,9 +20,10 @@ from llmir.targets import resolve
 
 from .lowered import (
     Array,
+    Together,
     compile_text,
+    compile_together,
     from_bf16,
-    load,
     lowering,
     module,
     put,
@@ -47,7 +50,6 @@ def append_and_read(page_size: int, dtype: str, variant: str) -> str:
     y = TensorType(kv.shape, "f32")
     widen = "" if dtype == "f32" else f"%w = arith.extf %a : {dtype} to f32"
     return f"""
-module @m {{
 {lowering(OP, variant).emit(call, "op")}
 func.func @main(%kv: {kv}, %k: {row}, %v: {row}, %slots: {slots}) -> {y} {{
   %new = func.call @op(%kv, %k, %v, %slots) : ({kv}, {row}, {row}, {slots}) -> {kv}
@@ -63,7 +65,6 @@ func.func @main(%kv: {kv}, %k: {row}, %v: {row}, %slots: {slots}) -> {y} {{
     linalg.yield {"%w" if widen else "%a"} : f32
   }} -> {y}
   return %y : {y}
-}}
 }}
 """
 
@@ -113,23 +114,33 @@ def test_verifier_names_the_operand(index: int, operand: TensorType, message: st
         OP.verify(wrong, {})
 
 
+DTYPES, PAGE_SIZES = ("f32", "f16", "bf16"), (8, 16, 32)
+BYTES = [("int8", "rows"), ("int8", "scatter"), ("fp8", "rows"), ("fp8", "scatter")]
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
+    """append_and_read of (page size, dtype, variant), and the op on bytes of (dtype, variant)."""
+    texts: dict[Any, str] = {
+        case: append_and_read(*case) for case in itertools.product(PAGE_SIZES, DTYPES, VARIANTS)
+    }
+    texts |= {(d, variant): module(OP, byte_arrays(d)[0], {}, variant) for d, variant in BYTES}
+    return compile_together(texts, tmp_path_factory.mktemp("append") / "m.vmfb")
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-@pytest.mark.parametrize("page_size", [8, 16, 32])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("page_size", PAGE_SIZES)
 def test_lowering_matches_the_reference(
-    variant: str, dtype: str, page_size: int, tmp_path: Path
+    variant: str, dtype: str, page_size: int, together: Together
 ) -> None:
-    text = append_and_read(page_size, dtype, variant)
-    main = load(compile_text(text, "cpu", tmp_path / "m.vmfb"))
+    main = together.mains[page_size, dtype, variant]
     last = PAGES * page_size - 1
     for slots in ([page_size], [last, page_size, page_size + 7, 2 * page_size - 1]):
         arrays = operands(slots, page_size)
         dtypes = [dtype, "f32", "f32", "i32"]
         y = main(*map(put, arrays, dtypes)).to_host()
         np.testing.assert_array_equal(y, expected_pages(arrays, dtype))
-
-
-BYTES = [("int8", "rows"), ("int8", "scatter"), ("fp8", "rows"), ("fp8", "scatter")]
 
 
 def byte_arrays(dtype: str) -> tuple[list[TensorType], list[Array]]:
@@ -147,18 +158,17 @@ def byte_arrays(dtype: str) -> tuple[list[TensorType], list[Array]]:
 
 
 @pytest.mark.parametrize(("dtype", "variant"), BYTES)
-def test_bytes_are_the_references(dtype: str, variant: str, tmp_path: Path) -> None:
-    operand_types, arrays = byte_arrays(dtype)
-    main = load(compile_text(module(OP, operand_types, {}, variant), "cpu", tmp_path / "m.vmfb"))
-    y = main(*map(put, arrays, ["i8", "f32", "f32", "i32"])).to_host()
+def test_bytes_are_the_references(dtype: str, variant: str, together: Together) -> None:
+    _, arrays = byte_arrays(dtype)
+    y = together.mains[dtype, variant](*map(put, arrays, ["i8", "f32", "f32", "i32"])).to_host()
     np.testing.assert_array_equal(y, OP.reference(*arrays))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_callers_pages_are_written_and_padding_may_share_a_slot(
-    variant: str, tmp_path: Path
+    variant: str, together: Together
 ) -> None:
-    main = load(compile_text(append_and_read(16, "f32", variant), "cpu", tmp_path / "m.vmfb"))
+    main = together.mains[16, "f32", variant]
     kv, k, v, slots = operands([35, 0, 0, 0, 16], 16)
     pages = put(kv, "f32")
     main(pages, put(k, "f32"), put(v, "f32"), put(slots, "i32"))

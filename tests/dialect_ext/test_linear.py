@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from llmir.dialect_ext.types import TensorType
 from llmir.errors import CompileError, VerifyError
 from llmir.targets import resolve
 
-from .lowered import compile_text, from_bf16, load, put, to_bf16
+from .lowered import Together, compile_text, compile_together, from_bf16, load, put, to_bf16
 
 Array = np.ndarray[Any, Any]
 OP = Linear()
@@ -48,11 +49,27 @@ func.func @main({args}) -> {call.results[0]} {{
 
 def compiled(call: Call, variant: str, path: Path) -> Callable[..., Array]:
     """The op on the CPU; call it with float32 arrays, which are rounded to its dtypes."""
-    main = load(compile_text(module(call, variant), "cpu", path / "op.vmfb"))
+    return caller(load(compile_text(module(call, variant), "cpu", path / "op.vmfb")), call)
+
+
+def caller(main: Callable[..., Any], call: Call) -> Callable[..., Array]:
     dtypes = [t.dtype for _, t in call.present]
     return lambda *arrays: np.array(
         main(*(put(a, d) for a, d in zip(arrays, dtypes, strict=True))).to_host()
     )
+
+
+SIZES, DTYPES = ((7, 36, True), (130, 64, False)), ("f32", "bf16", "f16")
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
+    """Every size, dtype and variant."""
+    texts = {
+        (size, dtype, variant): module(call_of(*size[:2], dtype, bias=size[2]), variant)
+        for size, dtype, variant in itertools.product(SIZES, DTYPES, VARIANTS)
+    }
+    return compile_together(texts, tmp_path_factory.mktemp("linear") / "m.vmfb")
 
 
 def rounded(values: Array, dtype: str) -> Array:
@@ -69,12 +86,12 @@ def arrays(tokens: int, n: int, k: int, dtype: str) -> tuple[Array, Array]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
-@pytest.mark.parametrize(("n", "k", "bias"), [(7, 36, True), (130, 64, False)])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("n", "k", "bias"), SIZES)
 def test_lowering_computes_the_reference(
-    n: int, k: int, bias: bool, dtype: str, variant: str, tmp_path: Path
+    n: int, k: int, bias: bool, dtype: str, variant: str, together: Together
 ) -> None:
-    run = compiled(call_of(n, k, dtype, bias=bias), variant, tmp_path)
+    run = caller(together.mains[(n, k, bias), dtype, variant], call_of(n, k, dtype, bias=bias))
     b = np.linspace(-3, 3, n, dtype=np.float32)
     for tokens in (1, 2, 17, 64):
         x, w = arrays(tokens, n, k, dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,17 @@ from llmir.passes.manager import PassManager
 from llmir.passes.raise_torch_llm import RaiseTorchLlm
 from llmir.targets import resolve
 
-from .lowered import compile_text, from_bf16, load, lowering, module, put, run_with_tool, to_bf16
+from .lowered import (
+    Together,
+    compile_text,
+    compile_together,
+    from_bf16,
+    lowering,
+    module,
+    put,
+    run_with_tool,
+    to_bf16,
+)
 from .ragged import Array, Cache, Heads, Ragged
 
 OP = PagedAttention()
@@ -41,29 +51,62 @@ def types(heads: Heads, dtype: str = "f32", *, sinks: bool = False) -> list[Tens
     ]
 
 
+CASES = [
+    (Heads(), "f32", 0),
+    (Heads(), "f16", 0),
+    (Heads(), "bf16", 0),
+    (Heads(), "f32", 1),
+    (Heads(), "bf16", 37),
+    (Heads(), "int8", 37),
+    (Heads(), "fp8", 37),
+    (Heads(page_size=32), "int8", 0),
+    (Heads(q=10, kv=2, dim=24, page_size=8), "int8", 3),
+    (Heads(q=2, kv=1, dim=6, page_size=8), "fp8", 0),
+    (Heads(page_size=8), "f32", 20),
+    (Heads(page_size=32), "f32", 20),
+    (Heads(page_size=32), "f16", 0),
+    (Heads(q=8, kv=1, dim=128), "f32", 0),
+    (Heads(q=4, kv=4, dim=80), "f32", 0),
+    (Heads(q=10, kv=2, dim=24, page_size=8), "f32", 3),
+    (Heads(q=14, kv=2, dim=16, page_size=8), "bf16", 0),
+    (Heads(q=2, kv=1, dim=6, page_size=8), "f32", 0),
+]
+WITH_CAPS: list[tuple[Heads, str, int, float, list[float] | None]] = [
+    (Heads(), "f32", 0, 2.5, None),
+    (Heads(), "f32", 20, 50.0, [-3.0, 0.0, 3.0, 100.0, -100.0, 1.0, 2.0, 5.0, -np.inf]),
+    (Heads(), "int8", 20, 0.0, [1.0] * 9),
+    (Heads(q=10, kv=2, dim=24, page_size=8), "bf16", 3, 1.0, [0.5] * 10),
+]
+
+
 class Compiled:
-    """The op compiled for the CPU; call it with a batch."""
+    """The op compiled for the CPU, with all others of this file; call it with a batch."""
 
     def __init__(
         self,
-        path: Path,
         heads: Heads,
         variant: str,
         *,
         dtype: str = "f32",
         window: int = 0,
         softcap: float = 0.0,
-        sinks: Array | None = None,
+        sinks: Sequence[float] | None = None,
     ) -> None:
         self.attrs = {"scale": SCALE, "window": window, "softcap": softcap}
-        self.dtype, self.sinks = dtype, sinks
-        text = module(OP, types(heads, dtype, sinks=sinks is not None), self.attrs, variant)
-        self.path = compile_text(text, "cpu", path / f"{variant}.vmfb")
-        self.main = load(self.path)
+        self.dtype = dtype
+        self.sinks = None if sinks is None else np.array(sinks, np.float32)
+        self.text = module(OP, types(heads, dtype, sinks=sinks is not None), self.attrs, variant)
+        self.together: Together | None = None
 
     def __call__(self, batch: Ragged) -> Array:
+        assert self.together is not None
         arrays = [put(a, d) for a, d in self.inputs(batch)]
-        return np.array(self.main(*arrays).to_host())
+        return np.array(self.together.mains[self.text](*arrays).to_host())
+
+    def on_one_thread(self, batch: Ragged) -> Array:
+        assert self.together is not None
+        path, name = self.together.path, self.together.names[self.text]
+        return run_with_tool(path, "local-sync", self.inputs(batch), name)
 
     def inputs(self, batch: Ragged) -> list[tuple[Array, str]]:
         sinks = [] if self.sinks is None else [(self.sinks, "f32")]
@@ -94,9 +137,32 @@ def inputs(batch: Ragged, dtype: str) -> list[tuple[Array, str]]:
     return list(zip(stored(batch, dtype), ["f32", element, *["i32"] * 5], strict=True))
 
 
+Make = Callable[..., Compiled]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Make:
+    """compiled(heads, variant, …) → what the tests below ask for, of one module."""
+    wanted = [Compiled(Heads(), v, window=20) for v in VARIANTS]
+    for heads, dtype, window in CASES:
+        wanted += [Compiled(heads, v, dtype=dtype, window=window) for v in VARIANTS]
+    for heads, dtype, window, softcap, sinks in WITH_CAPS:
+        options = {"dtype": dtype, "window": window, "softcap": softcap, "sinks": sinks}
+        wanted += [Compiled(heads, v, **options) for v in VARIANTS]
+    path = tmp_path_factory.mktemp("attention") / "m.vmfb"
+    together = compile_together({case.text: case.text for case in wanted}, path)
+
+    def made(heads: Heads, variant: str, **options: Any) -> Compiled:
+        case = Compiled(heads, variant, **options)
+        case.together = together
+        return case
+
+    return made
+
+
 @pytest.fixture(params=VARIANTS, scope="module")
-def default(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Compiled:
-    return Compiled(tmp_path_factory.mktemp("attention"), Heads(), request.param)
+def default(request: pytest.FixtureRequest, compiled: Make) -> Compiled:
+    return compiled(Heads(), request.param)
 
 
 def test_reference_is_softmax_attention() -> None:
@@ -167,36 +233,17 @@ def test_f16_pages_are_refused_on_vulkan() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     ("heads", "dtype", "window"),
-    [
-        (Heads(), "f32", 0),
-        (Heads(), "f16", 0),
-        (Heads(), "bf16", 0),
-        (Heads(), "f32", 1),
-        (Heads(), "bf16", 37),
-        (Heads(), "int8", 37),
-        (Heads(), "fp8", 37),
-        (Heads(page_size=32), "int8", 0),
-        (Heads(q=10, kv=2, dim=24, page_size=8), "int8", 3),
-        (Heads(q=2, kv=1, dim=6, page_size=8), "fp8", 0),
-        (Heads(page_size=8), "f32", 20),
-        (Heads(page_size=32), "f32", 20),
-        (Heads(page_size=32), "f16", 0),
-        (Heads(q=8, kv=1, dim=128), "f32", 0),
-        (Heads(q=4, kv=4, dim=80), "f32", 0),
-        (Heads(q=10, kv=2, dim=24, page_size=8), "f32", 3),
-        (Heads(q=14, kv=2, dim=16, page_size=8), "bf16", 0),
-        (Heads(q=2, kv=1, dim=6, page_size=8), "f32", 0),
-    ],
+    CASES,
     ids=str,
 )
 def test_lowering_matches_the_reference(
-    variant: str, heads: Heads, dtype: str, window: int, tmp_path: Path
+    variant: str, heads: Heads, dtype: str, window: int, compiled: Make
 ) -> None:
-    compiled = Compiled(tmp_path, heads, variant, dtype=dtype, window=window)
+    attend = compiled(heads, variant, dtype=dtype, window=window)
     batch = Cache(LENGTHS, heads).batch(MIXED, window=window)
-    y = compiled(batch)
+    y = attend(batch)
     assert np.isfinite(y).all()  # nothing of the NaN in free slots and pages leaked
-    np.testing.assert_allclose(y, compiled.reference(batch), atol=2e-6, rtol=2e-6)
+    np.testing.assert_allclose(y, attend.reference(batch), atol=2e-6, rtol=2e-6)
 
 
 def test_reference_caps_scores_and_counts_sinks() -> None:
@@ -214,26 +261,20 @@ def test_reference_caps_scores_and_counts_sinks() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize(
     ("heads", "dtype", "window", "softcap", "sinks"),
-    [
-        (Heads(), "f32", 0, 2.5, None),
-        (Heads(), "f32", 20, 50.0, [-3.0, 0.0, 3.0, 100.0, -100.0, 1.0, 2.0, 5.0, -np.inf]),
-        (Heads(), "int8", 20, 0.0, [1.0] * 9),
-        (Heads(q=10, kv=2, dim=24, page_size=8), "bf16", 3, 1.0, [0.5] * 10),
-    ],
+    WITH_CAPS,
     ids=str,
 )
 def test_caps_and_sinks(
-    variant: str, heads: Heads, dtype: str, window: int, softcap: float, sinks: Any, tmp_path: Path
+    variant: str, heads: Heads, dtype: str, window: int, softcap: float, sinks: Any, compiled: Make
 ) -> None:
-    sinks = None if sinks is None else np.array(sinks, np.float32)
     options = {"dtype": dtype, "window": window, "softcap": softcap, "sinks": sinks}
-    compiled = Compiled(tmp_path, heads, variant, **options)
+    attend = compiled(heads, variant, **options)
     cache = Cache(LENGTHS, heads)
     batch = cache.batch(MIXED, window=window)
-    y = compiled(batch)
-    np.testing.assert_allclose(y, compiled.reference(batch), atol=4e-6, rtol=4e-6)
+    y = attend(batch)
+    np.testing.assert_allclose(y, attend.reference(batch), atol=4e-6, rtol=4e-6)
     assert not np.allclose(y, OP.reference(*stored(batch, dtype), scale=SCALE, window=window))
-    alone = compiled(cache.batch([MIXED[3]], window=window))
+    alone = attend(cache.batch([MIXED[3]], window=window))
     assert alone[0].tobytes() == y[[r == (3, 199) for r in batch.rows].index(True)].tobytes()
 
 
@@ -264,17 +305,16 @@ def test_chunks_of_any_size_give_the_same_rows(default: Compiled) -> None:
 
 def test_one_thread_gives_the_same_rows(default: Compiled) -> None:
     batch = Cache(LENGTHS, Heads()).batch(MIXED)
-    one_thread = run_with_tool(default.path, "local-sync", default.inputs(batch))
-    assert one_thread.tobytes() == default(batch).tobytes()
+    assert default.on_one_thread(batch).tobytes() == default(batch).tobytes()
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_freed_pages_change_no_bit(variant: str, tmp_path: Path) -> None:
-    compiled = Compiled(tmp_path, Heads(), variant, window=20)
+def test_freed_pages_change_no_bit(variant: str, compiled: Make) -> None:
+    attend = compiled(Heads(), variant, window=20)
     cache = Cache((100,), Heads())
     kept, freed = cache.batch([(0, 90, 100)]), cache.batch([(0, 90, 100)], window=20)
     assert freed.page_table[0, 3] == 0
-    assert compiled(kept).tobytes() == compiled(freed).tobytes()
+    assert attend(kept).tobytes() == attend(freed).tobytes()
 
 
 def test_large_scores_do_not_overflow(default: Compiled) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from llmir.errors import CompileError, VerifyError
 from llmir.formats.base import GroupQuantized, QuantLayout
 from llmir.targets import resolve
 
-from .lowered import compile_text
+from .lowered import Together, compile_text, compile_together, put
 
 Array = np.ndarray[Any, Any]
 OP = QuantizedMatmul()
@@ -92,21 +93,35 @@ def compiled(
     return lambda *arrays: np.array(main(*(a for a in arrays if a is not None)).to_host())
 
 
+def call_with_bias(name: str) -> Call:
+    w = weight(name)
+    return call_of(w, bias=w.layout.has_mins)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory: pytest.TempPathFactory) -> Together:
+    """Every layout, by its name and variant."""
+    cases = itertools.product(LAYOUTS, VARIANTS)
+    texts = {case: module(call_with_bias(case[0]), case[1]) for case in cases}
+    return compile_together(texts, tmp_path_factory.mktemp("matmul") / "m.vmfb")
+
+
 def activations(tokens: int, columns: int) -> Array:
     return np.random.default_rng(2).standard_normal((tokens, columns), dtype=np.float32)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_lowering_computes_the_reference(name: str, variant: str, tmp_path: Path) -> None:
+def test_lowering_computes_the_reference(name: str, variant: str, together: Together) -> None:
     w = weight(name)
     bias = np.linspace(-1, 1, w.shape[0], dtype=np.float32) if w.layout.has_mins else None
-    run = compiled(call_of(w, bias=bias is not None), variant, tmp_path)
+    main, types = together.mains[name, variant], [t.dtype for _, t in call_with_bias(name).present]
     for tokens in (1, 2, 17, 64):
         x = activations(tokens, w.shape[1])
         expected = x.astype(np.float64) @ w.dequantize().astype(np.float64).T
         expected = expected if bias is None else expected + bias
-        y = run(x, w.quants, w.scales, w.mins, bias)
+        arrays = [a for a in (x, w.quants, w.scales, w.mins, bias) if a is not None]
+        y = np.array(main(*map(put, arrays, types)).to_host())
         assert y.shape == expected.shape
         np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
         reference = OP.reference(x, w.quants, w.scales, w.mins, bias, **attrs(w))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,46 +26,111 @@ from llmir.dialect_ext.types import TensorType
 from llmir.errors import CompileError, VerifyError
 from llmir.targets import resolve
 
-from .lowered import all_results_with_tool, compile_text, module
+from .lowered import Together, all_results_with_tool, compile_text, compile_together, module, put
 
 Array = np.ndarray[Any, Any]
 TARGETS = {"cpu": "local-task", "vulkan": "vulkan"}
 rng = np.random.default_rng(7)
+Run = Callable[..., list[Array]]
 
 
-def run(
-    op: Op,
-    operands: list[tuple[Array, str] | None],
-    attrs: dict[str, AttrValue],
-    target: str,
-    path: Path,
-) -> Array:
-    """The first result of the op on a target, as of run_all."""
-    return run_all(op, operands, attrs, target, path)[0]
+GATED, DTYPES, MODES = (SiluMul(), GeluMul()), ("f32", "f16", "bf16"), ("q8_0", "q4_0", "int8")
+NORMS, ROPES, TOPS, ARGMAX = (
+    ((1, 64), (7, 576), (33, 37)), ((3, 64), (1, 6)), ((131, 64), (5, 5), (40, 1)), (1, 1000),
+)  # fmt: skip
 
 
-def run_all(
-    op: Op,
-    operands: list[tuple[Array, str] | None],
-    attrs: dict[str, AttrValue],
-    target: str,
-    path: Path,
-) -> list[Array]:
-    """The op on a target; dim 0 of the first operand is dynamic, as tokens are."""
-    present = [o for o in operands if o is not None]
-    types = [None if o is None else TensorType(tuple(o[0].shape), o[1]) for o in operands]
-    assert types[0] is not None
-    rows = types[0].shape[0]
-    types = [
-        None
-        if t is None
-        else TensorType((None, *t.shape[1:]) if t.shape[0] == rows else t.shape, t.dtype)
-        for t in types
-    ]
+def tensor(*shape: int | None, dtype: str = "f32") -> TensorType:
+    return TensorType(shape, dtype)
+
+
+def calls() -> Iterator[tuple[Op, list[TensorType | None], dict[str, AttrValue]]]:
+    """What the tests below run."""
+    ids = tensor(None, dtype="i32")
+    for _, dim in NORMS:
+        yield RmsNorm(), [tensor(None, dim), tensor(dim)], {"eps": 1e-5}
+    for columns, k in TOPS:
+        yield Topk(), [tensor(None, columns)], {"k": k}
+    for columns in ARGMAX:
+        yield Argmax(), [tensor(None, columns)], {}
+    for op in GATED:
+        yield op, [tensor(None, 131), tensor(None, 131)], {}
+    for heads, head_dim in ROPES:
+        yield Rope(), [tensor(None, heads, head_dim), ids, tensor(50, head_dim)], {}
+    for dtype in DTYPES:
+        yield Embedding(), [ids, tensor(40, 24, dtype=dtype)], {}
+    for mode in MODES_AND_FORMATS:
+        operands, attrs = quantized_table(grouped(mode))
+        yield QuantizedEmbedding(), [ids, *types_of(operands)], attrs
+
+
+def types_of(operands: Sequence[tuple[Array, str] | None]) -> list[TensorType | None]:
+    return [None if o is None else TensorType(tuple(o[0].shape), o[1]) for o in operands]
+
+
+def lowered_text(
+    op: Op, types: Sequence[TensorType | None], attrs: dict[str, AttrValue], target: str
+) -> str:
+    """Raises CompileError: it is refused there."""
     call = op.verify(types, attrs)
     lowering = choose(call, resolve(target), {op.name: ["portable"]}).lowering
-    compile_text(module(op, types, attrs, lowering.variant), target, path / "op.vmfb")
-    return all_results_with_tool(path / "op.vmfb", TARGETS[target], present, len(call.results))
+    return module(op, types, attrs, lowering.variant)
+
+
+@pytest.fixture(scope="module")
+def run_all(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """run_all(op, operands, attributes, target) → its results; dim 0 of the first operand is
+    dynamic, as tokens are.  All of a target is compiled as one module."""
+
+    @functools.cache
+    def together(target: str) -> Together:
+        texts = {}
+        for call in calls():
+            with contextlib.suppress(CompileError):  # it is the tests that ask for it
+                texts[lowered_text(*call, target)] = lowered_text(*call, target)
+        path = tmp_path_factory.mktemp("ops") / f"{target}.vmfb"
+        return compile_together(texts, path, target)
+
+    def run(
+        op: Op,
+        operands: list[tuple[Array, str] | None],
+        attrs: dict[str, AttrValue],
+        target: str,
+    ) -> list[Array]:
+        types = types_of(operands)
+        assert types[0] is not None
+        rows = types[0].shape[0]
+        types = [
+            None
+            if t is None
+            else TensorType((None, *t.shape[1:]) if t.shape[0] == rows else t.shape, t.dtype)
+            for t in types
+        ]
+        text = lowered_text(op, types, attrs, target)
+        made, present = together(target), [o for o in operands if o is not None]
+        assert text in made.names, "`calls` lacks it"
+        num_results = len(op.verify(types, attrs).results)
+        if target == "cpu":
+            results = made.mains[text](*(put(values, dtype) for values, dtype in present))
+            results = results if num_results > 1 else [results]
+            return [np.array(y.to_host()) for y in results]
+        return all_results_with_tool(
+            made.path, TARGETS[target], present, num_results, made.names[text]
+        )
+
+    return run
+
+
+@pytest.fixture
+def run(run_all: Run) -> Callable[..., Array]:
+    """The first result of run_all."""
+    return lambda *arguments: run_all(*arguments)[0]
+
+
+@pytest.fixture(autouse=True)
+def _the_same_numbers(run_all: Run) -> None:
+    """Whichever tests ran before in this process."""
+    rng.bit_generator.state = np.random.default_rng(7).bit_generator.state
 
 
 def f32(*shape: int) -> Array:
@@ -70,20 +138,20 @@ def f32(*shape: int) -> Array:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("rows", "dim"), [(1, 64), (7, 576), (33, 37)])
-def test_rms_norm(rows: int, dim: int, target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("rows", "dim"), NORMS)
+def test_rms_norm(rows: int, dim: int, target: str, run: Callable[..., Array]) -> None:
     x, weight = f32(rows, dim) * 3, f32(dim)
     norm = LlamaRMSNorm(dim, eps=1e-5)
     norm.weight.data = torch.from_numpy(weight)
     expected = norm(torch.from_numpy(x)).detach().numpy()
     np.testing.assert_allclose(RmsNorm().reference(x, weight, eps=1e-5), expected, atol=2e-6)
-    got = run(RmsNorm(), [(x, "f32"), (weight, "f32")], {"eps": 1e-5}, target, tmp_path)
+    got = run(RmsNorm(), [(x, "f32"), (weight, "f32")], {"eps": 1e-5}, target)
     np.testing.assert_allclose(got, expected, atol=5e-6)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("columns", "k"), [(131, 64), (5, 5), (40, 1)])
-def test_topk(columns: int, k: int, target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("columns", "k"), TOPS)
+def test_topk(columns: int, k: int, target: str, run_all: Run) -> None:
     x = np.round(f32(9, columns) * 4) / 2  # many are equal
     x[0] = -np.inf
     x[0, 1:3] = 1.5
@@ -100,15 +168,15 @@ def test_topk(columns: int, k: int, target: str, tmp_path: Path) -> None:
     np.testing.assert_allclose(values[good, 0] + np.log(weights[good]), log_sum_exp[good], 1e-6)
     for row in good:
         assert ids[row].tolist() == sorted(range(columns), key=lambda v: (-x[row, v], v))[:k]
-    got = run_all(Topk(), [(x, "f32")], {"k": k}, target, tmp_path)
+    got = run_all(Topk(), [(x, "f32")], {"k": k}, target)
     np.testing.assert_array_equal(got[0], values)
     np.testing.assert_array_equal(got[1], ids)
     np.testing.assert_allclose(got[2], weights, rtol=1e-5)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("op", [SiluMul(), GeluMul()], ids=lambda op: op.name)
-def test_gated_mul(op: Op, target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("op", GATED, ids=lambda op: op.name)
+def test_gated_mul(op: Op, target: str, run: Callable[..., Array]) -> None:
     gate, up = f32(9, 131) * 8, f32(9, 131)
     gate[0, :4] = [0.0, -100.0, 100.0, -87.5]  # exp of the negation overflows or vanishes
     gate[1, :4] = [1e18, -1e18, 1e30, -1e30]  # so do powers
@@ -118,13 +186,13 @@ def test_gated_mul(op: Op, target: str, tmp_path: Path) -> None:
     }
     expected = gates[op.name](torch.from_numpy(gate)).numpy() * up
     np.testing.assert_allclose(op.reference(gate, up), expected, rtol=1e-6, atol=1e-6)
-    got = run(op, [(gate, "f32"), (up, "f32")], {}, target, tmp_path)
+    got = run(op, [(gate, "f32"), (up, "f32")], {}, target)
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("heads", "head_dim"), [(3, 64), (1, 6)])
-def test_rope(heads: int, head_dim: int, target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("heads", "head_dim"), ROPES)
+def test_rope(heads: int, head_dim: int, target: str, run: Callable[..., Array]) -> None:
     x = f32(11, heads, head_dim)
     positions = rng.permutation(50)[:11].astype(np.int32)
     angles = np.arange(50)[:, None] / 100.0 ** (np.arange(head_dim // 2) / (head_dim // 2))
@@ -134,13 +202,13 @@ def test_rope(heads: int, head_dim: int, target: str, tmp_path: Path) -> None:
     cos, sin = (torch.from_numpy(f(both).astype(np.float32))[None] for f in (np.cos, np.sin))
     expected = apply_rotary_pos_emb(q, q, cos, sin)[0][0].permute(1, 0, 2).numpy()
     np.testing.assert_allclose(Rope().reference(x, positions, table), expected, atol=1e-6)
-    got = run(Rope(), [(x, "f32"), (positions, "i32"), (table, "f32")], {}, target, tmp_path)
+    got = run(Rope(), [(x, "f32"), (positions, "i32"), (table, "f32")], {}, target)
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16"])
-def test_embedding(dtype: str, target: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_embedding(dtype: str, target: str, run: Callable[..., Array]) -> None:
     table = torch.from_numpy(f32(40, 24))
     narrow = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[dtype]
     ids = np.array([3, 0, 39, 3, 17], np.int32)
@@ -151,13 +219,15 @@ def test_embedding(dtype: str, target: str, tmp_path: Path) -> None:
         with pytest.raises(CompileError, match="f16"):
             choose(call, resolve(target), {})
         return
-    got = run(Embedding(), [(ids, "i32"), (table.numpy(), dtype)], {}, target, tmp_path)
+    got = run(Embedding(), [(ids, "i32"), (table.numpy(), dtype)], {}, target)
     np.testing.assert_array_equal(got, expected.numpy())
 
 
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("mode", ["q8_0", "q4_0", "int8", "q4_1", "q6_k"])
-def test_quantized_embedding(mode: str, target: str, tmp_path: Path) -> None:
+MODES_AND_FORMATS = (*MODES, "q4_1", "q6_k")
+
+
+def grouped(mode: str) -> formats.GroupQuantized:
+    """A table that is quantised, or random blocks of a format."""
     if mode in formats.WEIGHT_MODES:
         values = f32(20, 256)
         weight = formats.Weight(
@@ -176,16 +246,26 @@ def test_quantized_embedding(mode: str, target: str, tmp_path: Path) -> None:
             formats.Weight(name="t", shape=(20, 256), format=fmt, raw=raw.reshape(-1))
         )
     assert isinstance(groups, formats.GroupQuantized)
-    ids = np.array([19, 0, 5, 5], np.int32)
+    return groups
+
+
+def quantized_table(
+    groups: formats.GroupQuantized,
+) -> tuple[list[tuple[Array, str] | None], dict[str, AttrValue]]:
+    """Its operands behind the ids, and its attributes."""
     lay = groups.layout
-    operands = [
-        (ids, "i32"),
-        (groups.quants, "i8"),
-        (groups.scales, "f32"),
-        None if groups.mins is None else (groups.mins, "f32"),
-    ]
+    mins = None if groups.mins is None else (groups.mins, "f32")
     attrs = {"bits": lay.bits, "group_size": lay.group_size, "zero_point": lay.zero_point}
-    got = run(QuantizedEmbedding(), operands, attrs, target, tmp_path)
+    return [(groups.quants, "i8"), (groups.scales, "f32"), mins], attrs
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("mode", MODES_AND_FORMATS)
+def test_quantized_embedding(mode: str, target: str, run: Callable[..., Array]) -> None:
+    groups = grouped(mode)
+    ids = np.array([19, 0, 5, 5], np.int32)
+    operands, attrs = quantized_table(groups)
+    got = run(QuantizedEmbedding(), [(ids, "i32"), *operands], attrs, target)
     np.testing.assert_allclose(got, groups.dequantize()[ids], rtol=1e-6, atol=1e-7)
 
 
@@ -229,9 +309,9 @@ def test_the_verifier_says_what_is_wrong(
     assert str(error.value).startswith(f"llm.{op.name}: ")
 
 
-@pytest.mark.parametrize("columns", [1, 1000])
+@pytest.mark.parametrize("columns", ARGMAX)
 @pytest.mark.parametrize("target", TARGETS)
-def test_argmax(target: str, columns: int, tmp_path: Path) -> None:
+def test_argmax(target: str, columns: int, run: Callable[..., Array]) -> None:
     """Ties, and what is not finite, in every part of a row; of -inf alone there is no largest."""
     x = rng.standard_normal((12, columns)).astype(np.float32)
     last = columns - 1
@@ -245,7 +325,7 @@ def test_argmax(target: str, columns: int, tmp_path: Path) -> None:
     x[7] = -np.inf
     x[8, : columns // 2] = -np.inf
     x[9] = -3e38
-    got = run(Argmax(), [(x, "f32")], {}, target, tmp_path)
+    got = run(Argmax(), [(x, "f32")], {}, target)
     np.testing.assert_array_equal(got, Argmax().reference(x))
 
 

@@ -124,10 +124,14 @@ def text_tokens(path: Path) -> list[int]:
 
 def reference_scores(model: Any, token_ids: Sequence[int]) -> np.ndarray:
     """Log-probability of each token but the first, float64."""
-    rows_TV = reference.logits(model, token_ids)[:-1].astype(np.float64)
-    largest = rows_TV.max(1)
-    normalizer = largest + np.log(np.exp(rows_TV - largest[:, None]).sum(1))
-    return rows_TV[np.arange(len(rows_TV)), list(token_ids[1:])] - normalizer
+    rows_TV = reference.logits(model, token_ids)[:-1]
+    scores = []
+    # A row at a time: all of them in float64 are 400 MB, several times over.
+    for row_V, token in zip(rows_TV, token_ids[1:], strict=True):
+        wide_V = row_V.astype(np.float64)
+        largest = wide_V.max()
+        scores.append(wide_V[token] - largest - np.log(np.exp(wide_V - largest).sum()))
+    return np.array(scores)
 
 
 def perplexity(scores: Sequence[np.ndarray]) -> float:

@@ -47,7 +47,7 @@ def largest(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("mode", ["bf16", "q8_0", "q4_0", "int8", "int4-g32", "int4-g32-zp"])
 def test_rounded_weights(mode: str, tiny_checkpoint: Make) -> None:
-    checkpoint = tiny_checkpoint("llama-tied")
+    checkpoint = tiny_checkpoint("llama-tied", num_hidden_layers=1)
     model = reference.from_checkpoint(checkpoint)
     unrounded = reference.logits(model, TOKEN_IDS)
     weights = import_model(checkpoint).weights
