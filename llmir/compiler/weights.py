@@ -76,7 +76,8 @@ class StoredWeights:
         """How the matrix of that canonical name is stored, and what its product is to round."""
         layout, source = self._layout(name), self._format_name(name)
         role = role_of(name, self._model.spec.tie_word_embeddings)
-        activations = precision_of(role, self._activations[role], source, layout and layout.bits)
+        bits = None if layout is None else layout.bits
+        activations = precision_of(role, self._activations[role], source, bits)
         if layout is None:
             return MatrixForm(dtype=source, activations=activations)
         return MatrixForm(layout=layout, format=source, activations=activations)
