@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,8 @@ from cli.helpers import Llmir
 from parity import reference
 
 import llmir
+from llmir.cli.output import check_writable
+from llmir.errors import DeviceError
 from llmir.verify.prompts import BUILT_IN
 
 from .wrong_provider import wrong_silu
@@ -88,6 +91,56 @@ def test_thresholds_make_it_fail_and_the_ops_are_looked_at(
     } <= ops
     assert not any(row["is_wrong"] for row in found["ops"])
     assert max(row["error"] for row in found["ops"]) < 1e-5
+
+
+@pytest.mark.parametrize("failure", ["device", "not listed"])
+def test_the_comparison_is_told_where_the_ops_cannot_be_run(
+    command: Llmir, both: llmir.Artifact, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    """A driver that fails in the search, and an artifact that does not list its ops."""
+    if failure == "device":
+
+        def lost(*_: object) -> None:
+            raise DeviceError("llm.silu_mul failed on vulkan: device lost")
+
+        monkeypatch.setattr("llmir.verify.ops._Runner.run", lost)
+    else:
+        none = tuple(dataclasses.replace(m, calls=()) for m in both.manifest.modules)
+        manifest = dataclasses.replace(both.manifest, modules=none)
+        without = dataclasses.replace(both, manifest=manifest)
+        monkeypatch.setattr("llmir.artifact.load", lambda *_, **__: without)
+    given = (both.path, "--devices", "cpu,vulkan", "--built-in", "prose", "--max-tokens", 1)
+    code, found = verified(command, *given, "--max-logit-diff", 1e-9)
+    assert code == 9
+    assert found["pairs"][0]["max_abs_logit_diff"] > 1e-9
+    assert found["ops"] is None
+    said = "device lost" if failure == "device" else "does not list the ops of"
+    assert [said in note for note in found["notes"]] == [True, True]
+    assert found["notes"][0].startswith("The ops could not all be run alone on cpu: ")
+    if failure == "device":  # asked for by name: what they are asked to prove is not proved
+        code, found = verified(command, *given, "--ops")
+        assert (code, found["pairs"][0]["passed"]) == (9, True)
+        assert found["ops_missing"] == ["cpu", "vulkan"]
+    else:
+        code, message = command.error("verify", *given, "--ops")
+        assert code == 5
+        assert "does not list the ops of" in message
+
+
+def test_where_the_report_goes_is_looked_at_first(
+    command: Llmir, both: llmir.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmir.verify.run.verify", lambda *_: pytest.fail("it ran"))
+    given = ("verify", both.path, "--devices", "cpu,vulkan")
+    for option in ("--output", "--json"):
+        code, message = command.error(*given, option, tmp_path / "none" / "report")
+        assert code == 8
+        assert str(tmp_path / "none" / "report") in message
+    kept = tmp_path / "kept.md"
+    kept.write_text("what was there")
+    check_writable(kept, tmp_path / "new.md", "-", None)
+    assert [p.name for p in tmp_path.iterdir()] == ["kept.md"]
+    assert kept.read_text() == "what was there"
 
 
 def test_a_wrong_lowering_is_named(command: Llmir, one_layer: Path, tmp_path: Path) -> None:
