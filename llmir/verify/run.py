@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from llmir.bench.measure import RunOptions
 from llmir.engine.tokenizer import Tokenizer
 from llmir.errors import LlmirError, OptionError
 from llmir.runtime.choice import choose_module
+from llmir.runtime.devices import same_device
 from llmir.verify.compare import Pair, PairResult, StageHook, compare
 from llmir.verify.latency import Times, compile_hook, compile_times, op_times, step_times
 from llmir.verify.ops import OpRow, check_lists_ops, check_ops, check_tools
@@ -84,6 +86,9 @@ def verify(artifact: Artifact, options: VerifyOptions, on_stage: StageHook) -> C
     devices = options.devices or (choose_module(artifact, None).driver,)
     prompts = _prompts(artifact, options)
     plans, pairs = _sides(artifact, devices, options, prompts)
+    for one, other in itertools.combinations(devices, 2):
+        if same_device(one, other):
+            raise OptionError(f"{one!r} and {other!r} are the same device; give it once")
     if not pairs:
         raise OptionError(
             f"there is one side alone, {plans[0].name}: give a second device, --against ARTIFACT "

@@ -15,8 +15,10 @@ from cli.helpers import Llmir
 from parity import reference
 
 import llmir
+from llmir.artifact import ModuleEntry
 from llmir.cli.output import check_writable
 from llmir.errors import DeviceError
+from llmir.verify.latency import compile_times
 from llmir.verify.prompts import BUILT_IN
 
 from .wrong_provider import wrong_silu
@@ -127,6 +129,23 @@ def test_the_comparison_is_told_where_the_ops_cannot_be_run(
         assert "does not list the ops of" in message
 
 
+def test_compile_times_are_of_targets_that_both_have(both: llmir.Artifact) -> None:
+    shared = {"tracing the model": 1.0, "lowering for cpu": 2.0, "compiling for cpu": 4.0}
+    more = {**shared, "lowering for vulkan": 8.0, "compiling for vulkan": 16.0}
+    cpu, vulkan = both.manifest.modules
+    cpu = dataclasses.replace(cpu, target="cpu")
+
+    def made(seconds: dict[str, float], *modules: ModuleEntry) -> llmir.Artifact:
+        manifest = dataclasses.replace(both.manifest, modules=modules, compile_seconds=seconds)
+        return dataclasses.replace(both, manifest=manifest)
+
+    rows = compile_times(made(shared, cpu), made(more, cpu, vulkan))
+    assert [row.what for row in rows] == [*shared, "all stages, of the targets that both have"]
+    assert [(row.before, row.after) for row in rows][-2:] == [(4, 4), (7, 7)]
+    rows = compile_times(made(more, cpu, vulkan), made(more, cpu, vulkan))
+    assert (rows[-1].what, rows[-1].after) == ("all stages", 31)
+
+
 def test_where_the_report_goes_is_looked_at_first(
     command: Llmir, both: llmir.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -223,6 +242,10 @@ def test_what_cannot_be_compared_is_refused_by_name(
     assert "there is one side alone, cpu" in message
     code, message = command.error("verify", both.path, "--devices", "cpu,cpu")
     assert (code, message) == (2, "device 'cpu' is given twice")
+    for one, other in (("cpu", "local-task"), ("vulkan", "vulkan://0")):
+        code, message = command.error("verify", both.path, "--devices", f"{one},{other}")
+        assert code == 2
+        assert message == f"'{one}' and '{other}' are the same device; give it once"
     code, message = command.error(
         "verify", both.path, "--devices", "cpu", "--reference", "transformers"
     )
