@@ -31,7 +31,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Llmir:
 
 @pytest.fixture(scope="module")
 def both(tiny_checkpoint: Callable[..., Path]) -> llmir.Artifact:
-    return llmir.compile(tiny_checkpoint("llama"), ["cpu", "vulkan"])
+    return llmir.compile(tiny_checkpoint("llama"), ["cpu", "vulkan"], kv_dtype="f32")
 
 
 def verified(command: Llmir, *arguments: object) -> tuple[int, dict[str, Any]]:
@@ -181,7 +181,11 @@ def test_a_wrong_lowering_on_one_device_is_named(
 ) -> None:
     with wrong_silu("vulkan") as priority:
         both = llmir.compile(
-            one_layer, ["cpu", "vulkan"], output=tmp_path / "wrong", op_priority=priority
+            one_layer,
+            ["cpu", "vulkan"],
+            output=tmp_path / "wrong",
+            op_priority=priority,
+            kv_dtype="f32",
         ).path
         code, found = verified(command, both, "--devices", "cpu,vulkan", "--max-tokens", 3)
     assert code == 9
