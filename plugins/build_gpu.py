@@ -93,14 +93,19 @@ class BuildError(Exception):
 def build_cuda() -> list[Path]:
     """Compile the units that are out of date to PTX; returns those compiled."""
     out = OBJECTS / "cuda" / CUDA_ARCH
+    return _build([(unit, out / f"{unit.name}.ptx") for unit in UNITS], _cuda_target(), build_ptx)
+
+
+def build_ptx(unit: Unit, output: Path) -> None:
+    """Compile one unit, whose source may lie elsewhere."""
+    include = ["-I", str(SOURCES)]
+    _zig([*_cuda_target(), *_flags(unit), *include, "-S", unit.source, "-o", str(output)])
+    output.write_text(_with_limits(output.read_text(), unit))
+
+
+def _cuda_target() -> list[str]:
     version = PTX_VERSION.replace(".", "")
-    target = ["cc", "-target", "nvptx64-cuda-none", f"-mcpu={CUDA_ARCH}+ptx{version}"]
-
-    def compile_unit(unit: Unit, made: Path) -> None:
-        _zig([*target, *_flags(unit), "-S", unit.source, "-o", str(made)])
-        made.write_text(_with_limits(made.read_text(), unit))
-
-    return _build([(unit, out / f"{unit.name}.ptx") for unit in UNITS], target, compile_unit)
+    return ["cc", "-target", "nvptx64-cuda-none", f"-mcpu={CUDA_ARCH}+ptx{version}"]
 
 
 def build_hip() -> list[Path]:

@@ -3,6 +3,7 @@
     python benchmarks/gpu/prepare.py OUT [--target cuda:sm_80] [--tiny]
 
 OUT/<shape>-<weights>-<provider>.vmfb and .json, the parameters that it reads and its limits;
+OUT/attention and OUT/mma_rate.vmfb, of alone.py;
 OUT/ops/<case>.vmfb and .npz, one llm op each with operands and the reference's results.
 --tiny: a shape of two small layers in the place of Llama-3.1-8B's, to try the run without a GPU.
 """
@@ -18,6 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import alone
 import numpy as np
 
 from llmir.artifact import Limits
@@ -305,6 +307,8 @@ def main() -> int:
     (options.output / "ops").mkdir(parents=True, exist_ok=True)
     for case in cases():
         print(f"{case.name}: {compile_case(case, target, options.output / 'ops')}", flush=True)
+    alone.compile_mma(target, options.output)
+    alone.compile_attention(target, options.output / "attention", smaller=32 if options.tiny else 1)
     for weights in WEIGHTS:
         compile_step(spec, weights, target, options.output, options.activations)
     return 0

@@ -1,7 +1,11 @@
-"""The device's limits, and torch's own numbers for the same shapes, where torch is there."""
+"""The device's limits, and torch's own numbers for the same shapes, where torch is there.
+
+A program of its own, which run.py starts: a line of JSON for each row, as they come.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -33,6 +37,7 @@ def measure(add: Add) -> dict[str, float]:
         bf16_TFLOPs=matrix / 1e12,
     )
     limits = {"bandwidth": max(copy, read), "matrix": matrix}
+    add("limits for shares", **limits)
     for tokens in (1, 32, 2048):
         _products(torch, tokens, limits, add)
     for name, batch, asked, keys in (("decode b32", 32, 1, 1024), ("prefill", 1, 2048, 2048)):
@@ -99,3 +104,14 @@ def _attention(torch: Any, batch: int, asked: int, keys: int) -> float:
     k, v = (torch.randn(batch, 8, keys, 128, device="cuda", dtype=torch.bfloat16) for _ in "kv")
     attend = torch.nn.functional.scaled_dot_product_attention
     return _timed(torch, lambda: attend(q, k, v, is_causal=asked > 1, enable_gqa=True))
+
+
+def main() -> None:
+    def add(name: str, **numbers: Any) -> None:
+        print(json.dumps([name, numbers]), flush=True)
+
+    measure(add)
+
+
+if __name__ == "__main__":
+    main()

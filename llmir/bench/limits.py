@@ -68,6 +68,11 @@ class MachineLimits:
     matmul_size: int
     num_matmul_rounds: int
 
+    @property
+    def arithmetic(self) -> tuple[float, str]:
+        """As in report.Limits."""
+        return self.f32_flops_per_s, "f32"
+
     def better(self, other: MachineLimits) -> MachineLimits:
         """Of each limit the higher one of two measurements, with all that belongs to it."""
         better = self

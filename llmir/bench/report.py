@@ -31,7 +31,9 @@ class Limits(Protocol):
     def read_bytes_per_s(self) -> float: ...
 
     @property
-    def f32_flops_per_s(self) -> float: ...
+    def arithmetic(self) -> tuple[float, str]:
+        """FLOP/s of the fastest arithmetic that matmuls can have there, and what it is of."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +48,7 @@ class Row:
     bytes_per_token, flops_per_token     the floors of costs.StepCosts
     bandwidth_share, arithmetic_share    those floors × tokens_per_s, of the machine's limits;
                                          None where the limits were not measured
+    arithmetic_limit                     what arithmetic that limit is of: "f32", "bf16 products"
     others_cpu_share                     what else this machine was busy with meanwhile
     load_s … kv_used_bytes               as in measure.Measured
     weight_bytes                         of the module's weights file
@@ -71,6 +74,7 @@ class Row:
     flops_per_token: float
     bandwidth_share: float | None
     arithmetic_share: float | None
+    arithmetic_limit: str | None
     others_cpu_share: float | None
     load_s: float
     first_step_s: float
@@ -117,7 +121,8 @@ def make_row(
         bytes_per_token=num_bytes,
         flops_per_token=flops,
         bandwidth_share=num_bytes * rate / limits.read_bytes_per_s if limits else None,
-        arithmetic_share=flops * rate / limits.f32_flops_per_s if limits else None,
+        arithmetic_share=flops * rate / limits.arithmetic[0] if limits else None,
+        arithmetic_limit=limits.arithmetic[1] if limits else None,
         others_cpu_share=measured.others_cpu_share,
         load_s=measured.load_s,
         first_step_s=measured.first_step_s,

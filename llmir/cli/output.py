@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -12,6 +13,24 @@ import click
 def print_json(document: Any) -> None:
     """One JSON document on stdout."""
     click.echo(json.dumps(document, indent=2, ensure_ascii=False))
+
+
+def check_writable(*paths: str | Path | None) -> None:
+    """Before long work, whether its results can be written; None and "-" are no files.
+
+    Raises OSError naming the path.  A file that is there keeps what is in it.
+    """
+    for given in paths:
+        if given is None or given == "-":
+            continue
+        path = Path(given)
+        existed = path.exists()
+        if existed and not (path.is_file() or path.is_dir()):
+            continue  # a pipe or a terminal: opening it may wait for who reads
+        with path.open("ab"):
+            pass
+        if not existed:
+            path.unlink()
 
 
 def human_bytes(count: float) -> str:

@@ -10,7 +10,7 @@ import click
 from llmir.cli.bench_common import command_line, json_file_option
 from llmir.cli.exit_codes import DIFFERENT
 from llmir.cli.options import ByteCount, split_commas, verify_weights_option
-from llmir.cli.output import print_json
+from llmir.cli.output import check_writable, print_json
 from llmir.cli.progress import stages
 
 EPILOG = """\b
@@ -139,6 +139,7 @@ def verify(
         raise click.UsageError("give --prompts or --built-in, not both")
     if reference_model is not None and reference == "none":
         raise click.UsageError("--reference-model is for --reference transformers")
+    check_writable(output, json_file)
     opened = artifacts.load(artifact, verify_weights=verify_weights)
     options = VerifyOptions(
         devices=tuple(split_devices(devices)) if devices is not None else (),
@@ -159,12 +160,15 @@ def verify(
     without = ("output", "built_in") if not built_in else ("output",)
     document = report.document(certificate, command_line(ctx, without=without))
     text = report.markdown(certificate, document)
-    if output is not None:
-        output.write_text(text, encoding="utf-8")
+    # Standard output first, and the second file whatever becomes of the first: disks fill up.
     if json_file == "-":
         print_json(document)
     else:
         click.echo(text, nl=False)
-        if json_file is not None:
+    try:
+        if output is not None:
+            output.write_text(text, encoding="utf-8")
+    finally:
+        if json_file not in (None, "-"):
             Path(json_file).write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     ctx.exit(0 if certificate.passed else DIFFERENT)

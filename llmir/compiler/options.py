@@ -43,8 +43,8 @@ class CompileOptions:
     weights:                 one of formats.WEIGHT_MODES; "keep" stores what the model has
     kv_dtype:                how the KV cache stores numbers: "f32", "f16", "bf16", "int8" (with
                              a scale for each token and head), "fp8" (float8_e4m3fn); "auto":
-                             bf16 where every target is a CPU with C kernels or CUDA, which
-                             read it fastest, else f32
+                             bf16 where a target is a CPU with C kernels or CUDA, which read
+                             it fastest and the others' code reads too; else f32
     page_size:               tokens per KV page
     max_model_len:           longest sequence; None: the model's own, at most 8192
     max_num_batched_tokens:  most tokens in a step
@@ -96,7 +96,7 @@ class CompileOptions:
         """The element type of the KV cache, "auto" resolved."""
         if self.kv_dtype != "auto":
             return self.kv_dtype
-        kernels = all(t.isa_level is not None or t.kind == "cuda" for t in targets)
+        kernels = any(t.isa_level is not None or t.kind == "cuda" for t in targets)
         return "bf16" if kernels else "f32"
 
     @property

@@ -59,15 +59,29 @@ def choose(artifact: Artifact, device: str | None) -> tuple[ModuleEntry, str]:
             refused.append(f"{entry.target} does not run on {uri}: {why}")
     where = "this machine" if device is None else f"device {device!r}"
     raise ArtifactTargetError(
-        f"no module of {artifact.path} runs on {where}: {'; '.join(refused)}. {_advice(refused)}"
+        f"no module of {artifact.path} runs on {where}: {'; '.join(refused)}. " + _advice(entries)
     )
 
 
-def _advice(refused: Sequence[str]) -> str:
-    if all(text.startswith("vulkan") for text in refused):
-        return "Compile the model with target vulkan, whose code runs on any Vulkan device"
+def _advice(entries: Sequence[ModuleEntry]) -> str:
+    if not any(entry.cpu_arch for entry in entries):
+        return _advice_for_gpus(entries)
     oldest = "aarch64" if host_cpu().arch == "aarch64" else "x86-64-v3"
     return f"Compile the model here, or for an older CPU (target cpu:{oldest})"
+
+
+def _advice_for_gpus(entries: Sequence[ModuleEntry]) -> str:
+    """For an artifact without CPU modules: what it is compiled for, and what there is here."""
+    drivers = {entry.driver for entry in entries}
+    if drivers == {"vulkan"} and _devices_of("vulkan"):
+        return "Compile the model with target vulkan, whose code runs on any Vulkan device"
+    targets = ", ".join(entry.target for entry in entries)
+    here = ", ".join(device.uri for device in available_devices())
+    none = "" if any(map(_devices_of, drivers)) else ", and this machine has no such device"
+    return (
+        f"It is compiled for {targets}{none}: compile the model for what is here ({here}; "
+        "`llmir targets` lists the targets)"
+    )
 
 
 def _for_device(artifact: Artifact, device: str) -> list[ModuleEntry]:

@@ -91,6 +91,15 @@ def _entry(driver_name: str, path: str | None) -> dict[str, Any]:
     raise DeviceError(f"no device '{driver_name}://{path}'; {_what_there_is()}")
 
 
+def same_device(first: str, second: str) -> bool:
+    """Whether two URIs name one device, as vulkan and vulkan://0 do.
+
+    Raises DeviceError if there is no such device.
+    """
+    (driver, path), (other, other_path) = split_device(first), split_device(second)
+    return driver == other and _entry(driver, path) == _entry(other, other_path)
+
+
 @functools.cache
 def facts_of(uri: str) -> DeviceFacts:
     """What is known of a device; of local-task and local-sync, which are this machine, no more.

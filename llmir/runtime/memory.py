@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 
 from llmir.artifact import Artifact, ModuleEntry
@@ -35,16 +36,24 @@ class MemoryUse:
     step: int
     total: int | None
 
-    def error(self, failed: str, error: Exception | None = None) -> DeviceMemoryError:
-        """Why `failed` ("weights", "KV pages", "a step of 12 tokens") does not fit."""
+    def error(
+        self, failed: str, error: Exception | None = None, advice: str = ""
+    ) -> DeviceMemoryError:
+        """Why `failed` ("weights", "KV pages", "a step of 12 tokens") does not fit.
+
+        advice: what to do first, if it is not to give the KV pages less
+        """
         told = "an unknown amount" if self.total is None else _mib(self.total)
         because = f" ({first_line(error)})" if error is not None else ""
+        advice = advice or (
+            "Give the KV pages less (--kv-cache-memory, --device-memory-fraction), or"
+        )
         return DeviceMemoryError(
             f"{self.device} is out of memory for {failed}{because}. Wanted: weights "
             f"{_mib(self.weights)}, KV pages {_mib(self.kv)}, tensors of a step about "
-            f"{_mib(self.step)}; the device has {told}. Give the KV pages less "
-            "(--kv-cache-memory, --device-memory-fraction), or compile with smaller weights "
-            "(--weights) or fewer tokens a step (--max-num-batched-tokens)"
+            f"{_mib(self.step)}; the device has {told}. {advice} "
+            "compile with smaller weights (--weights) or fewer tokens a step "
+            "(--max-num-batched-tokens)"
         )
 
     def check(self) -> None:
@@ -150,8 +159,20 @@ def _budget(use: MemoryUse, given: int | None, fraction: float | None, least: in
         )
     left = int(fraction * use.total) - use.weights - use.step
     if left < least:
-        raise use.error(f"KV pages within {fraction} of its memory")
+        raise use.error(
+            f"KV pages within {fraction} of its memory", advice=_more(use, least, use.total)
+        )
     return left
+
+
+def _more(use: MemoryUse, least: int, total: int) -> str:
+    """The advice where a fraction of the memory is too small: how large it must be."""
+    needed = (use.weights + use.step + least) / total
+    if needed > 1:
+        return "All of it would not be enough:"
+    digits = 2 - math.floor(math.log10(needed))
+    rounded = min(1.0, math.ceil(needed * 10**digits) / 10**digits)
+    return f"Give a larger part (--device-memory-fraction, {rounded:g} at least), or"
 
 
 def _step_bytes(artifact: Artifact) -> int:

@@ -43,10 +43,20 @@ class Times:
 
 
 def compile_times(before: Artifact, after: Artifact) -> list[Times]:
-    """Seconds of each stage as the manifests have them, and the sum."""
-    stages = [dict(a.manifest.compile_seconds) for a in (before, after)]
+    """Seconds of each stage as the manifests have them, and the sum; of targets that both have."""
+    targets = [{m.target for m in a.manifest.modules} for a in (before, after)]
+    of_one = [f" for {target}" for target in targets[0] ^ targets[1]]
+    stages = [
+        {
+            name: seconds
+            for name, seconds in a.manifest.compile_seconds.items()
+            if not name.endswith(tuple(of_one))
+        }
+        for a in (before, after)
+    ]
+    total = "all stages" if not of_one else "all stages, of the targets that both have"
     for found in stages:
-        found["all stages"] = sum(found.values())
+        found[total] = sum(found.values())
     return [
         Times(what=name, unit="s", before=stages[0].get(name), after=stages[1].get(name))
         for name in dict.fromkeys([*stages[0], *stages[1]])

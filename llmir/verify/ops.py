@@ -9,7 +9,7 @@ the driver's.  This needs the compile tools, and is the only part of `llmir veri
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,36 +61,45 @@ class OpRow:
 
 def check_ops(
     side: str, artifact: Artifact, device: str, num_threads: int | None, scratch: Path
-) -> list[OpRow]:
-    """Run the ops of the artifact's module for a device there, worst first.
+) -> Iterator[OpRow]:
+    """Run the ops of the artifact's module for a device there, in the order of the step.
 
-    Raises: ToolVersionError if the compile tools are missing or others; CompileError;
-    ArtifactVersionError if the artifact does not list its ops; DeviceError.
+    Raises, after the rows found until then: ToolVersionError if the compile tools are missing or
+    others; CompileError; ArtifactVersionError if the artifact does not list its ops; DeviceError.
     """
+    check_tools()
     from llmir.compiler.op_modules import compile_alone, typed
-    from llmir.compiler.versions import check_tools
     from llmir.verify.op_operands import Operands
 
-    check_tools()
     module = choose_module(artifact, device)
-    if not module.calls:
-        raise ArtifactVersionError(
-            f"the artifact does not list the ops of {module.file}: another llmir made it; "
-            "compile the model again"
-        )
+    check_lists_ops(module)
     file = scratch / "ops.vmfb"
     compile_alone(module.calls, module.flags, file)
     runner = _Runner(module, file, open_device(device, num_threads))
     operands = Operands(artifact, module, op_batch(artifact.manifest))
-    rows = []
     for index, step_call in enumerate(module.calls):
         made = operands.of(typed(step_call), step_call)
         found = runner.run(index, made.on_device, made.result_dtypes)
         error, limit = _worst(
             made.comparable(found), made.expected(), made.limits(LIMIT, PAGE_LIMITS)
         )
-        rows.append(_row(side, step_call, error, limit))
-    return sorted(rows, key=lambda row: -row.error / row.limit)
+        yield _row(side, step_call, error, limit)
+
+
+def check_tools() -> None:
+    """Raises ToolVersionError if the compile tools are missing or others."""
+    from llmir.compiler import versions
+
+    versions.check_tools()
+
+
+def check_lists_ops(module: ModuleEntry) -> None:
+    """Raises ArtifactVersionError if the manifest does not say what ops the module has."""
+    if not module.calls:
+        raise ArtifactVersionError(
+            f"the artifact does not list the ops of {module.file}: another llmir made it; "
+            "compile the model again"
+        )
 
 
 def _row(side: str, call: StepCall, error: float, limit: float) -> OpRow:

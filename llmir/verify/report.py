@@ -50,6 +50,7 @@ def document(certificate: Certificate, command: str) -> dict[str, Any]:
                 name: [{**dataclasses.asdict(t), "ratio": t.ratio} for t in rows]
                 for name, rows in certificate.times.items()
             },
+            "ops_missing": list(certificate.ops_missing),
             "notes": certificate.notes,
         }
     )

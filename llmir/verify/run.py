@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,12 @@ from pathlib import Path
 from llmir.artifact import Artifact
 from llmir.bench.measure import RunOptions
 from llmir.engine.tokenizer import Tokenizer
-from llmir.errors import CompileError, LlmirError, OptionError
+from llmir.errors import LlmirError, OptionError
 from llmir.runtime.choice import choose_module
+from llmir.runtime.devices import same_device
 from llmir.verify.compare import Pair, PairResult, StageHook, compare
 from llmir.verify.latency import Times, compile_hook, compile_times, op_times, step_times
-from llmir.verify.ops import OpRow, check_ops
+from llmir.verify.ops import OpRow, check_lists_ops, check_ops, check_tools
 from llmir.verify.prompts import VerifyPrompt, built_in_prompts, read_prompts
 from llmir.verify.sides import DeviceOptions, SidePlan, device_plan, is_cpu
 from llmir.verify.transformers_side import transformers_plan
@@ -50,9 +52,10 @@ class VerifyOptions:
 class Certificate:
     """All that was found.
 
-    ops:    of each device, the ops alone, worst first; None where they were not run
-    notes:  what could not be looked at, and why
-    times:  with `against`, by heading
+    ops:          of each device, the ops alone, worst first; None where they were not run
+    notes:        what could not be looked at, and why
+    times:        with `against`, by heading
+    ops_missing:  devices whose ops were asked for and could not all be run
     """
 
     artifact: Artifact
@@ -63,36 +66,48 @@ class Certificate:
     ops: list[OpRow] | None
     times: dict[str, list[Times]]
     notes: list[str]
+    ops_missing: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
-        """Whether every pair agrees, and no op that was run alone is wrong."""
-        return all(pair.passed for pair in self.pairs) and not any(
-            row.is_wrong for row in self.ops or ()
-        )
+        """Whether every pair agrees, no op is wrong alone, and what was asked for was run."""
+        ops_sound = not any(row.is_wrong for row in self.ops or ())
+        return all(pair.passed for pair in self.pairs) and ops_sound and not self.ops_missing
 
 
 def verify(artifact: Artifact, options: VerifyOptions, on_stage: StageHook) -> Certificate:
     """Compare, and where that fails look for the op at fault.
 
     Raises, before anything runs: ArtifactTargetError, DeviceError for a device; OptionError if
-    there is nothing to compare, and for what cannot be done; RequestError for a prompt.
+    there is nothing to compare, and for what cannot be done; RequestError for a prompt; where ops
+    are asked for, ToolVersionError without the compile tools and ArtifactVersionError if the
+    artifact lists none.
     """
     devices = options.devices or (choose_module(artifact, None).driver,)
     prompts = _prompts(artifact, options)
     plans, pairs = _sides(artifact, devices, options, prompts)
+    for one, other in itertools.combinations(devices, 2):
+        if same_device(one, other):
+            raise OptionError(f"{one!r} and {other!r} are the same device; give it once")
     if not pairs:
         raise OptionError(
             f"there is one side alone, {plans[0].name}: give a second device, --against ARTIFACT "
             "or --reference transformers"
         )
+    if options.ops:
+        check_tools()
+        for device in devices:
+            check_lists_ops(choose_module(artifact, device))
     with tempfile.TemporaryDirectory(prefix="llmir-") as directory:
         scratch = Path(directory)
         results = compare(
             plans, pairs, prompts, options.max_tokens, options.thresholds, scratch, on_stage
         )
         notes: list[str] = []
-        ops = _ops(artifact, devices, options, results, scratch, notes, on_stage)
+        wanted = options.ops or (options.ops is None and not all(r.passed for r in results))
+        ops, missing = (
+            _ops(artifact, devices, options, scratch, notes, on_stage) if wanted else (None, ())
+        )
         times = _times(artifact, devices, options, scratch, notes, on_stage)
     return Certificate(
         artifact=artifact,
@@ -103,6 +118,7 @@ def verify(artifact: Artifact, options: VerifyOptions, on_stage: StageHook) -> C
         ops=ops,
         times=times,
         notes=notes,
+        ops_missing=missing if options.ops else (),
     )
 
 
@@ -167,24 +183,23 @@ def _ops(
     artifact: Artifact,
     devices: Sequence[str],
     options: VerifyOptions,
-    results: Sequence[PairResult],
     scratch: Path,
     notes: list[str],
     on_stage: StageHook,
-) -> list[OpRow] | None:
-    if options.ops is False or (options.ops is None and all(r.passed for r in results)):
-        return None
+) -> tuple[list[OpRow] | None, tuple[str, ...]]:
+    """The rows, and the devices that failed before all of theirs: the comparison is not lost."""
     rows: list[OpRow] = []
+    missing = []
     for device in devices:
         with on_stage(f"running the ops on {device}"):
             try:
                 threads = options.num_threads if is_cpu(device) else None
-                rows += check_ops(device, artifact, device, threads, scratch)
-            except CompileError as error:
-                if options.ops:
-                    raise
-                notes.append(f"The ops could not be run alone for {device}: {error}")
-    return sorted(rows, key=lambda row: -row.error / row.limit) or None
+                for row in check_ops(device, artifact, device, threads, scratch):
+                    rows.append(row)
+            except LlmirError as error:
+                missing.append(device)
+                notes.append(f"The ops could not all be run alone on {device}: {error}")
+    return sorted(rows, key=lambda row: -row.error / row.limit) or None, tuple(missing)
 
 
 def _times(
@@ -205,11 +220,11 @@ def _times(
             num_threads=options.num_threads if is_cpu(device) else None,
             kv_cache_memory_bytes=options.kv_cache_bytes,
         )
-        found[f"Steps on {device}"] = step_times(before, artifact, device, run, on_stage)
         try:
+            found[f"Steps on {device}"] = step_times(before, artifact, device, run, on_stage)
             pair = (before, artifact)
             rows = op_times(pair, run, scratch, compile_hook, on_stage)
             found[f"Ops of a decode on {device}, each alone"] = rows
         except LlmirError as error:
-            notes.append(f"The ops could not be timed on {device}: {error}")
+            notes.append(f"The steps or ops could not be timed on {device}: {error}")
     return found

@@ -34,7 +34,7 @@ def test_a_target_runs_without_the_others_file(
     tiny_checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
     """Each maps only its own: the other's may be gone."""
-    alone = llmir.LLM(tiny_checkpoint("llama-tied"), weights="q8_0", kv_dtype="f32")
+    alone = llmir.LLM(tiny_checkpoint("llama-tied"), weights="q8_0")
     made = llmir.compile(
         tiny_checkpoint("llama-tied"), ["cpu", "vulkan"], tmp_path / "both", weights="q8_0"
     )

@@ -13,4 +13,4 @@ import llmir
 @pytest.fixture(scope="session")
 def llama_everywhere(tiny_checkpoint: Callable[..., Path]) -> llmir.Artifact:
     """A tiny Llama for the CPU and Vulkan, as tests/targets compiles it too."""
-    return llmir.compile(tiny_checkpoint("llama"), ["cpu", "vulkan"])
+    return llmir.compile(tiny_checkpoint("llama"), ["cpu", "vulkan"], kv_dtype="f32")

@@ -135,6 +135,21 @@ def test_none_that_runs_names_what_each_lacks(
     assert "or for an older CPU (target cpu:x86-64-v3)" in text
 
 
+def test_an_artifact_for_what_is_not_here_says_what_it_is_for(
+    holding: Callable[..., Artifact],
+) -> None:
+    made = holding(V3)
+    (entry,) = made.manifest.modules
+    metal = dataclasses.replace(entry, target="metal", driver="metal", cpu_arch="", cpu_features=())
+    alone = Artifact(made.path, dataclasses.replace(made.manifest, modules=(metal,)))
+    with pytest.raises(ArtifactTargetError) as error:
+        choose_module(alone, None)
+    text = str(error.value)
+    assert "It is compiled for metal, and this machine has no such device: compile the" in text
+    assert "local-task" in text
+    assert "CPU" not in text
+
+
 # -- devices ---------------------------------------------------------------------------
 
 GPU = "type: {}\nvendor_id: {}\nfeatures: shaderInt8={} storageBuffer8BitAccess={}\n"

@@ -79,10 +79,19 @@ def test_pages_of_a_fraction(
     with pytest.raises(
         DeviceMemoryError,
         match=r"vulkan://0 is out of memory for KV pages within 0\.1 of its memory\. Wanted: weights"
-        r" 0\.5 MiB, KV pages 0\.0 MiB, tensors of a step about 1\.8 MiB; the device has 8\.0 MiB",
-    ):
+        r" 0\.5 MiB, KV pages 0\.0 MiB, tensors of a step about 1\.8 MiB; the device has 8\.0 MiB\. Give a larger part \(--device-memory-fraction, 0\.\d+ at least\)",
+    ) as error:
         pages(llama_everywhere, "vulkan://0", memory_fraction=0.1)
+    least = float(str(error.value).partition("--device-memory-fraction, ")[2].split()[0])
+    assert least == pytest.approx((weights + step + 2 * page) / total, rel=0.01)
+    assert pages(llama_everywhere, "vulkan://0", memory_fraction=least) >= 2
+    with pytest.raises(DeviceMemoryError):
+        pages(llama_everywhere, "vulkan://0", memory_fraction=0.98 * least)
     total = MIB
+    with pytest.raises(
+        DeviceMemoryError, match=r"1\.0 MiB\. All of it would not be enough: compile"
+    ):
+        pages(llama_everywhere, "vulkan://0", memory_fraction=1)
     with pytest.raises(DeviceMemoryError, match="out of memory for the KV pages"):
         pages(llama_everywhere, "vulkan://0", kv_cache_bytes=MIB)
     total = MIB // 4

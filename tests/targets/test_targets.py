@@ -54,7 +54,7 @@ def test_a_vulkan_device_is_here() -> None:
 def test_a_tiny_llama_on_vulkan_gives_the_cpus_tokens(
     tiny_checkpoint: Callable[..., Path],
 ) -> None:
-    artifact = llmir.compile(tiny_checkpoint("llama"), ["cpu", "vulkan"])
+    artifact = llmir.compile(tiny_checkpoint("llama"), ["cpu", "vulkan"], kv_dtype="f32")
     assert [m.target for m in artifact.manifest.modules] == ["cpu:host", "vulkan"]
     assert [m.weights for m in artifact.manifest.modules] == [
         "weights.packed.irpa",
@@ -74,7 +74,7 @@ def test_a_tiny_llama_on_vulkan_gives_the_cpus_tokens(
 @pytest.mark.targets
 @pytest.mark.parametrize("kind", ["mistral-window", "qwen2", "qwen3", "llama-tied", "llama-mqa"])
 def test_every_architecture_on_vulkan(kind: str, tiny_checkpoint: Callable[..., Path]) -> None:
-    cpu, vulkan = both(llmir.compile(tiny_checkpoint(kind), ["cpu", "vulkan"]))
+    cpu, vulkan = both(llmir.compile(tiny_checkpoint(kind), ["cpu", "vulkan"], kv_dtype="f32"))
     expected, got = (
         [o.outputs[0].token_ids for o in llm.generate(PROMPTS, GREEDY)] for llm in (cpu, vulkan)
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,10 @@ from cli.helpers import Llmir
 from parity import reference
 
 import llmir
+from llmir.artifact import ModuleEntry
+from llmir.cli.output import check_writable
+from llmir.errors import DeviceError
+from llmir.verify.latency import compile_times
 from llmir.verify.prompts import BUILT_IN
 
 from .wrong_provider import wrong_silu
@@ -26,7 +31,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Llmir:
 
 @pytest.fixture(scope="module")
 def both(tiny_checkpoint: Callable[..., Path]) -> llmir.Artifact:
-    return llmir.compile(tiny_checkpoint("llama"), ["cpu", "vulkan"])
+    return llmir.compile(tiny_checkpoint("llama"), ["cpu", "vulkan"], kv_dtype="f32")
 
 
 def verified(command: Llmir, *arguments: object) -> tuple[int, dict[str, Any]]:
@@ -90,6 +95,74 @@ def test_thresholds_make_it_fail_and_the_ops_are_looked_at(
     assert max(row["error"] for row in found["ops"]) < 1e-5
 
 
+@pytest.mark.parametrize("failure", ["device", "not listed"])
+def test_the_comparison_is_told_where_the_ops_cannot_be_run(
+    command: Llmir, both: llmir.Artifact, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    """A driver that fails in the search, and an artifact that does not list its ops."""
+    if failure == "device":
+
+        def lost(*_: object) -> None:
+            raise DeviceError("llm.silu_mul failed on vulkan: device lost")
+
+        monkeypatch.setattr("llmir.verify.ops._Runner", lost)
+        monkeypatch.setattr("llmir.compiler.op_modules.compile_alone", lambda *_: None)
+    else:
+        none = tuple(dataclasses.replace(m, calls=()) for m in both.manifest.modules)
+        manifest = dataclasses.replace(both.manifest, modules=none)
+        without = dataclasses.replace(both, manifest=manifest)
+        monkeypatch.setattr("llmir.artifact.load", lambda *_, **__: without)
+    given = (both.path, "--devices", "cpu,vulkan", "--built-in", "prose", "--max-tokens", 1)
+    code, found = verified(command, *given, "--max-logit-diff", 1e-9)
+    assert code == 9
+    assert found["pairs"][0]["max_abs_logit_diff"] > 1e-9
+    assert found["ops"] is None
+    said = "device lost" if failure == "device" else "does not list the ops of"
+    assert [said in note for note in found["notes"]] == [True, True]
+    assert found["notes"][0].startswith("The ops could not all be run alone on cpu: ")
+    if failure == "device":  # asked for by name: what they are asked to prove is not proved
+        code, found = verified(command, *given, "--ops")
+        assert (code, found["pairs"][0]["passed"]) == (9, True)
+        assert found["ops_missing"] == ["cpu", "vulkan"]
+    else:
+        code, message = command.error("verify", *given, "--ops")
+        assert code == 5
+        assert "does not list the ops of" in message
+
+
+def test_compile_times_are_of_targets_that_both_have(both: llmir.Artifact) -> None:
+    shared = {"tracing the model": 1.0, "lowering for cpu": 2.0, "compiling for cpu": 4.0}
+    more = {**shared, "lowering for vulkan": 8.0, "compiling for vulkan": 16.0}
+    cpu, vulkan = both.manifest.modules
+    cpu = dataclasses.replace(cpu, target="cpu")
+
+    def made(seconds: dict[str, float], *modules: ModuleEntry) -> llmir.Artifact:
+        manifest = dataclasses.replace(both.manifest, modules=modules, compile_seconds=seconds)
+        return dataclasses.replace(both, manifest=manifest)
+
+    rows = compile_times(made(shared, cpu), made(more, cpu, vulkan))
+    assert [row.what for row in rows] == [*shared, "all stages, of the targets that both have"]
+    assert [(row.before, row.after) for row in rows][-2:] == [(4, 4), (7, 7)]
+    rows = compile_times(made(more, cpu, vulkan), made(more, cpu, vulkan))
+    assert (rows[-1].what, rows[-1].after) == ("all stages", 31)
+
+
+def test_where_the_report_goes_is_looked_at_first(
+    command: Llmir, both: llmir.Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llmir.verify.run.verify", lambda *_: pytest.fail("it ran"))
+    given = ("verify", both.path, "--devices", "cpu,vulkan")
+    for option in ("--output", "--json"):
+        code, message = command.error(*given, option, tmp_path / "none" / "report")
+        assert code == 8
+        assert str(tmp_path / "none" / "report") in message
+    kept = tmp_path / "kept.md"
+    kept.write_text("what was there")
+    check_writable(kept, tmp_path / "new.md", "-", None)
+    assert [p.name for p in tmp_path.iterdir()] == ["kept.md"]
+    assert kept.read_text() == "what was there"
+
+
 def test_a_wrong_lowering_is_named(command: Llmir, one_layer: Path, tmp_path: Path) -> None:
     """A third party's provider with a wrong constant, in one artifact of two."""
     right = llmir.compile(one_layer).path
@@ -109,7 +182,11 @@ def test_a_wrong_lowering_on_one_device_is_named(
 ) -> None:
     with wrong_silu("vulkan") as priority:
         both = llmir.compile(
-            one_layer, ["cpu", "vulkan"], output=tmp_path / "wrong", op_priority=priority
+            one_layer,
+            ["cpu", "vulkan"],
+            output=tmp_path / "wrong",
+            op_priority=priority,
+            kv_dtype="f32",
         ).path
         code, found = verified(command, both, "--devices", "cpu,vulkan", "--max-tokens", 3)
     assert code == 9
@@ -170,6 +247,10 @@ def test_what_cannot_be_compared_is_refused_by_name(
     assert "there is one side alone, cpu" in message
     code, message = command.error("verify", both.path, "--devices", "cpu,cpu")
     assert (code, message) == (2, "device 'cpu' is given twice")
+    for one, other in (("cpu", "local-task"), ("vulkan", "vulkan://0")):
+        code, message = command.error("verify", both.path, "--devices", f"{one},{other}")
+        assert code == 2
+        assert message == f"'{one}' and '{other}' are the same device; give it once"
     code, message = command.error(
         "verify", both.path, "--devices", "cpu", "--reference", "transformers"
     )

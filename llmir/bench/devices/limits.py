@@ -52,6 +52,14 @@ class DeviceLimits:
     rates: dict[str, float]
     failed: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def arithmetic(self) -> tuple[float, str]:
+        """As in report.Limits: the matrix unit's rate where it was measured and is higher."""
+        matrix = self.matrix_flops_per_s
+        if matrix is not None and matrix > self.f32_flops_per_s:
+            return matrix, "bf16 products"
+        return self.f32_flops_per_s, "f32"
+
     @classmethod
     def of(cls, rates: Mapping[str, float], failed: Mapping[str, str]) -> DeviceLimits:
         """Raises DeviceError if nothing is known of the memory, or of the arithmetic."""

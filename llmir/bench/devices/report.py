@@ -83,7 +83,8 @@ def _device_limits(limits: DeviceLimits) -> str:
     failed = "".join(f" {name} did not run: {why}." for name, why in limits.failed.items())
     return (
         f"reads {limits.read_bytes_per_s / 1e9:.1f} GB/s ({limits.read_from}), computes f32 "
-        f"{limits.f32_flops_per_s / 1e9:.1f} GFLOP/s ({limits.f32_from}){more}.{failed}"
+        f"{limits.f32_flops_per_s / 1e9:.1f} GFLOP/s ({limits.f32_from}){more}. "
+        f"Shares of arithmetic and the roof are of {limits.arithmetic[1]}.{failed}"
     )
 
 

@@ -40,12 +40,12 @@ class Roof:
 
 def attainable(intensity: float, limits: Limits) -> float:
     """FLOP/s that the device's limits allow at that intensity."""
-    return min(limits.f32_flops_per_s, intensity * limits.read_bytes_per_s)
+    return min(limits.arithmetic[0], intensity * limits.read_bytes_per_s)
 
 
 def ridge(limits: Limits) -> float:
     """The intensity at which both limits are reached, FLOP per byte."""
-    return limits.f32_flops_per_s / limits.read_bytes_per_s
+    return limits.arithmetic[0] / limits.read_bytes_per_s
 
 
 def draw(roofs: Sequence[Roof]) -> str:
@@ -53,7 +53,7 @@ def draw(roofs: Sequence[Roof]) -> str:
     xs = [p.intensity for r in roofs for p in r.points]
     xs += [ridge(r.limits) for r in roofs if r.limits]
     ys = [p.flops_per_s for r in roofs for p in r.points]
-    ys += [r.limits.f32_flops_per_s for r in roofs if r.limits]
+    ys += [r.limits.arithmetic[0] for r in roofs if r.limits]
     if not xs or not ys:
         xs, ys = [1.0], [1.0]
     x_axis, y_axis = _decades(xs), _decades(ys)
@@ -72,7 +72,7 @@ def draw(roofs: Sequence[Roof]) -> str:
         colour = _COLOURS[number % len(_COLOURS)]
         if roof.limits:
             parts.append(_roof_line(roof.limits, x_axis, y_axis, colour))
-        parts.append(_legend(line, f'<path d="M0 0h14" stroke="{colour}"/>', roof.name))
+        parts.append(_legend(line, f'<path d="M0 0h14" stroke="{colour}"/>', _named(roof)))
         line += 1
         for i, point in enumerate(roof.points):
             mark = f"{i + 1}"
@@ -84,6 +84,10 @@ def draw(roofs: Sequence[Roof]) -> str:
             parts.append(_legend(line, "", f"{mark}  {point.label}"))
             line += 1
     return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _named(roof: Roof) -> str:
+    return roof.name if roof.limits is None else f"{roof.name}: roof of {roof.limits.arithmetic[1]}"
 
 
 def _decades(values: Sequence[float]) -> tuple[int, int]:

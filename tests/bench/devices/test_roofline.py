@@ -23,7 +23,7 @@ class Limits:
     """100 GB/s and 400 GFLOP/s: the ridge is at 4 FLOP per byte."""
 
     read_bytes_per_s: float = 100e9
-    f32_flops_per_s: float = 400e9
+    arithmetic: tuple[float, str] = (400e9, "f32")
 
 
 COSTS = StepCosts(
@@ -92,6 +92,15 @@ def test_limits_take_the_best_of_what_reaches_for_them() -> None:
     assert (found.read_bytes_per_s, found.read_from) == (3e9, "copy")
     assert (found.f32_flops_per_s, found.f32_from) == (7e9, "fma_f32")
     assert found.matrix_flops_per_s == 9e9
+    assert found.arithmetic == (9e9, "bf16 products")
+    assert (attainable(2, found), attainable(100, found), ridge(found)) == (6e9, 9e9, 3.0)
+    slower = DeviceLimits.of({**rates, "matmul_bf16": 6e9}, {})
+    assert slower.arithmetic == (7e9, "f32")
+    case = Case.prefill(100)
+    row = make_row(case, measured([[0.1]]), COSTS, 100, found)
+    assert row.arithmetic_limit == "bf16 products"
+    # 100 tokens of 900,000 weights and one row of logits of 100,000, in 0.1 s.
+    assert row.arithmetic_share == pytest.approx(2 * (100 * 900_000 + 100_000) / 0.1 / 9e9)
     with pytest.raises(DeviceError, match="no limit of fma_f32 or matmul_f32 .*fma_f32: lost"):
         DeviceLimits.of({"copy": 1.0}, {"fma_f32": "lost"})
 
@@ -121,4 +130,4 @@ def test_the_drawing_has_the_roof_and_the_points_where_they_belong() -> None:
     assert [round(x, 1) for x, _ in corners] == [70.0, 70 + round(620 * 0.60206, 1), 690.0]
     level = 40 + 400 * (1 - 1.60206 / 2)
     assert [round(y, 1) for _, y in corners] == [240.0, round(level, 1), round(level, 1)]
-    assert "a <device>" in [t.text for t in root.iter(f"{name}text")]
+    assert "a <device>: roof of f32" in [t.text for t in root.iter(f"{name}text")]
