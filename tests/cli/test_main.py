@@ -284,8 +284,13 @@ def test_a_reader_that_leaves_is_no_error(tiny_artifact: Path) -> None:
 READS_STDIN = (["0", "0x0"], ["63", "0x0"])  # the system call of x86-64 and of 64-bit Arm, file 0
 
 
+def heed_interrupts() -> None:
+    """Tests that a shell runs in the background are born deaf to Ctrl-C, and so are their children."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c() -> None:
-    with spawn("opt") as process:
+    with spawn("opt", preexec_fn=heed_interrupts) as process:
         assert process.stderr is not None
         # It waits for its standard input: by then the command's modules are loaded.
         waits = Path(f"/proc/{process.pid}/syscall")

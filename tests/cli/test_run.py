@@ -62,7 +62,7 @@ def test_paris(demo_artifact: Path) -> None:
 def test_the_first_token_comes_within_two_seconds(demo_gguf: Path, demo_artifact: Path) -> None:
     """From the model's path, compiled before; from the start of the process."""
     seconds = []
-    for _ in range(3):  # other tests may have the processor
+    for _ in range(8):  # other tests may have the processor
         start = time.perf_counter()
         with spawn("run", demo_gguf, DEMO_QUESTION, "--temperature", "0") as process:
             assert process.stdout is not None
